@@ -1,0 +1,238 @@
+"""All settings: from the environment, then `.env`; nobody else reads the environment."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gpuserver.errors import ConfigurationError
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+TUTOR_OVERRIDE: Final = re.compile(
+    r"TUTOR_(?P<tutor>\d+)_(?P<kind>LLM|ASR|TTS)_(?P<what>MODEL|PROVIDER)"
+)
+"""Per-tutor settings in the environment, for example TUTOR_7_LLM_MODEL."""
+
+_RETIRED: Final = {
+    "WEBSOCKET_HOST": "the WebSocket is served on MANAGEMENT_API_HOST",
+    "WEBSOCKET_PORT": "the WebSocket is served on MANAGEMENT_API_PORT",
+}
+# Read by CUDA itself; known here so that an old .env raises no warning.
+_FOREIGN: Final = frozenset({"CUDA_VISIBLE_DEVICES"})
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Seconds = Annotated[float, Field(gt=0, le=30 * 86_400)]
+
+
+class Settings(BaseSettings):
+    """One attribute a setting; its upper-case name is the name in the environment."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    # Where the server listens
+
+    management_api_host: str = "127.0.0.1"
+    """Address to listen on. The default is reached from this machine only."""
+    management_api_port: Annotated[int, Field(ge=0, le=65_535)] = 9000
+    """Port of every door: management API, WebSocket and pages."""
+    websocket_url: str = ""
+    """Public base of `engine_url`, such as `wss://tutor.example`; empty: from the request."""
+    data_dir: Path = Path("data")
+    """Folder for state, logs, the pid file and caches."""
+
+    # Who may use it
+
+    management_api_key: str = ""
+    """Key for the management API. Needed as soon as the server can be reached from elsewhere."""
+    allow_open_management: bool = False
+    """Start without a key although the server can be reached from elsewhere."""
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)
+    """Web origins, comma-separated, whose pages may open the WebSocket; `*`: any with a token."""
+
+    # Sessions
+
+    max_sessions: Count = 10
+    """Sessions at the same time."""
+    session_timeout_seconds: Seconds = 3600
+    """A session unused for this long ends."""
+    unknown_tutor: Literal["default", "refuse"] = "default"
+    """A tutor_id that is not listed gets the default tutor, or a 404."""
+    unknown_knowledge_base: Literal["accept", "refuse"] = "accept"
+    """A kb_id that is not known is accepted and the student told, or a 404."""
+
+    # Tutors and engines
+
+    tutors_file: Path | None = None
+    """A `tutors.yaml` of your own; empty: the tutors that ship with the product."""
+    llm_provider: str = "auto"
+    """What answers: `auto` or `extractive`."""
+    llm_model: str = ""
+    """Model name or path for the LLM provider; `extractive` has none."""
+    asr_provider: str = "auto"
+    """What recognises speech: `auto`, `pocketsphinx` or `none`."""
+    asr_model: str = ""
+    """Model name or path for the recogniser; `pocketsphinx` has none."""
+    tts_provider: str = "auto"
+    """What speaks: `auto`, `espeak` or `none`."""
+    tts_model: str = ""
+    """Model name or path for the speech engine; `espeak` has none."""
+    embeddings_provider: str = "auto"
+    """What compares questions and passages by meaning: `auto` or `minilm`."""
+    embeddings_model: str = ""
+    """Path of a sentence-embedding model; `minilm` has its own."""
+    asr_workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Recogniser processes: how many students can be recognised at the same moment."""
+    engine_cache_size: Count = 16
+    """Tutors kept ready while nobody uses them; those in use are never dropped."""
+
+    # Limits
+
+    max_text_chars: Count = 4000
+    """Longest typed question, in characters."""
+    max_audio_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+    """Longest spoken question."""
+    max_message_bytes: Annotated[int, Field(ge=1024, le=256 << 20)] = 8 << 20
+    """Largest WebSocket message."""
+    max_body_bytes: Annotated[int, Field(ge=1024, le=256 << 20)] = 64 << 10
+    """Largest body of an HTTP request."""
+    max_waiting_questions: Annotated[int, Field(ge=1, le=100)] = 4
+    """Questions a student may have waiting behind the one being answered."""
+    max_connections: Count = 500
+    """Connections at the same time, of every kind."""
+    history_turns: Annotated[int, Field(ge=0, le=100)] = 8
+    """Questions and answers of a session that the tutor remembers."""
+    turn_timeout_seconds: Seconds = 120
+    """A turn that takes longer is stopped and the student told."""
+    send_timeout_seconds: Seconds = 20
+    """A client that reads nothing for this long is disconnected."""
+    shutdown_grace_seconds: Seconds = 5
+    """Time to finish what is running when the server is stopped."""
+
+    # Logging
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """How much is logged. Logs carry ids, never pupils' words."""
+    log_format: Literal["console", "json"] = "console"
+    """For people or for machines."""
+
+    tutor_overrides: dict[int, dict[str, str]] = Field(default_factory=dict, exclude=True)
+    """From TUTOR_<id>_<KIND>_<MODEL|PROVIDER>: tutor id → {"llm_model": …}."""
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("websocket_url")
+    @classmethod
+    def _socket_base(cls, value: str) -> str:
+        value = value.strip().rstrip("/")
+        parts = urlsplit(value)
+        if value and (parts.scheme not in {"ws", "wss"} or not parts.hostname or parts.query):
+            raise ValueError("must look like ws://host:port or wss://host")
+        return value
+
+    @model_validator(mode="after")
+    def _key_when_public(self) -> Self:
+        if self.is_public and not self.management_api_key and not self.allow_open_management:
+            raise ValueError(
+                "MANAGEMENT_API_KEY is needed because MANAGEMENT_API_HOST or WEBSOCKET_URL can be "
+                "reached from other machines; set a long random key, or ALLOW_OPEN_MANAGEMENT=true"
+            )
+        return self
+
+    @property
+    def is_public(self) -> bool:
+        """Whether other machines can reach the server, directly or through a tunnel."""
+        public_host = urlsplit(self.websocket_url).hostname
+        hosts = {self.management_api_host} | ({public_host} if public_host else set())
+        return not hosts <= LOOPBACK
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, dotenv_settings
+
+
+def load(env_file: Path | None = Path(".env"), **given: Any) -> tuple[Settings, list[str]]:
+    """The settings, and a warning for each name that looks like ours and is not known.
+
+    `given` (by attribute name) beats the environment, which beats `env_file`.
+    Raises ConfigurationError with one sentence that names the setting and the fix.
+    """
+    file_values = {k: v or "" for k, v in dotenv_values(env_file).items()} if env_file else {}
+    everything = {**file_values, **os.environ}
+    try:
+        # The file's name is an argument of pydantic-settings' constructor, not a field.
+        settings = Settings(
+            _env_file=env_file, **{"tutor_overrides": _overrides(everything), **given}
+        )
+    except ValidationError as error:
+        raise _explained(error) from None
+    return settings, _warnings(file_values, os.environ)
+
+
+def _explained(error: ValidationError) -> ConfigurationError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        problem, _, fix = message.partition("; ")
+        return ConfigurationError(problem=f"{problem}.", fix=f"{fix}.")
+    name = str(first["loc"][0]).upper()
+    return ConfigurationError(
+        problem=f"The setting {name} has a bad value: {message[:1].lower()}{message[1:]}.",
+        fix=f"correct {name} in the environment or in .env (docs/configuration.md).",
+    )
+
+
+def _overrides(values: Mapping[str, str]) -> dict[int, dict[str, str]]:
+    out: dict[int, dict[str, str]] = {}
+    for name, value in values.items():
+        match = TUTOR_OVERRIDE.fullmatch(name.upper())
+        if match and value:
+            key = f"{match['kind']}_{match['what']}".lower()
+            out.setdefault(int(match["tutor"]), {})[key] = value
+    return out
+
+
+def _warnings(file_values: Mapping[str, str], environment: Mapping[str, str]) -> list[str]:
+    """Warn of every unknown name in the file, and of those in the environment close to one of ours.
+
+    The environment is full of other programs' names, so only near misses count there.
+    """
+    known = {name.upper() for name in Settings.model_fields} - {"TUTOR_OVERRIDES"}
+    out = []
+    for name in dict.fromkeys([*file_values, *environment]):
+        upper = name.upper()
+        if upper in _RETIRED:
+            out.append(f"{name} is no longer used: {_RETIRED[upper]}.")
+        elif upper not in known | _FOREIGN and not TUTOR_OVERRIDE.fullmatch(upper):
+            near = difflib.get_close_matches(upper, known, n=1, cutoff=0.8)
+            if near:
+                out.append(f"{name} is not a setting of gpuserver; did you mean {near[0]}?")
+            elif name in file_values or upper.startswith("TUTOR_"):
+                out.append(f"{name} in .env is not a setting of gpuserver and is ignored.")
+    return out

@@ -1,0 +1,277 @@
+"""What the product knows of English and Chinese text: its language, words, sentences and code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal, get_args
+
+Language = Literal["en", "zh"]
+LANGUAGES: Final[tuple[Language, ...]] = get_args(Language)
+
+HAN: Final = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_HAN = re.compile(f"[{HAN}]")
+_LATIN = re.compile(r"[A-Za-z]")
+_LATIN_WORD = re.compile(r"[a-z]+")
+
+
+def primary(tag: str) -> str:
+    """The primary subtag of a language tag: `zh-CN` → `zh`."""
+    return tag.replace("_", "-").split("-", 1)[0].lower()
+
+
+# Words
+
+# Operators are words of a programming course. A single sign counts only where no word or number
+# touches it, so that "C#" and "50%" are not questions about comments and remainders.
+_TERM = re.compile(
+    f"[{HAN}]+|[a-z0-9_]+(?:[.'’][a-z0-9_]+)*|[=!<>+\\-*/%]=|//|\\*\\*|(?<![a-z0-9])[%&|#]"
+)
+_STOP_WORDS: Final = frozenset(
+    re.findall(
+        r"\S+",
+        """
+        a about again all allowed also am an any anything are as at be been being by can could
+        did difference different do does doing done explain from get gets getting give go goes
+        got had has have having he help her here him his how i into is it its just know let like
+        make makes making may me mean meaning means might mine more most much must my need needs
+        of on one our please really say says shall she should show so some something tell than
+        that the their them then there these they thing things this those to too um understand us
+        use used uses using very want wants was way we were what when where which who why
+        will with work works would you your
+        """,
+    )
+)
+# Longest first, so that 为什么 goes before 什么. They go before characters are paired: no pair may
+# join the end of 怎么 to the beginning of a term.
+_STOP_PHRASES = re.compile(
+    "|".join(
+        sorted(
+            re.findall(
+                r"\S+",
+                """
+                为什么 什么时候 什么样 什么 怎么样 怎么办 怎么 怎样 如何 哪里 哪些 哪个 哪儿 多少
+                几个 请问 可以 能不能 可不可以 是不是 有没有 是否 意思 区别 不同 不一样 关系 一下
+                告诉 解释 说明 介绍 关于 有关 应该 需要 想要 我们 你们 他们 这个 那个 这些 那些
+                一个 一些 时候 东西 的话 如果 但是 因为 所以 还是 或者 以及 就是 干什么 干嘛
+                有什么 做什么 的 了 吗 呢 吧 啊 呀 我 你 您 他 她 它 是 在 有 和 与 跟 对 把 被
+                让 给 要 想 能 会 请 问 里 中 上 下 就 都 也 还 又 很 太 得 地 着 过 到 从 用 做
+                干 叫 个 这 那 哪 几
+                """,
+            ),
+            key=len,
+            reverse=True,
+        )
+    )
+)
+_VOWEL = re.compile("[aeiouy]")
+
+
+def detect(text: str, default: Language) -> Language:
+    """The language a text is written in; `default` where it has no letters of either.
+
+    Course terms stay English inside a Chinese question: a fifth of the letters being Chinese
+    decides, and so do two Chinese characters to each English function word, which 什么是 list
+    comprehension has none of.
+    """
+    han = len(_HAN.findall(text))
+    latin = len(_LATIN.findall(text))
+    if not han and not latin:
+        return default
+    if han * 5 >= han + latin:
+        return "zh"
+    function_words = sum(word in _STOP_WORDS for word in _LATIN_WORD.findall(text.lower()))
+    return "zh" if han and han >= 2 * function_words else "en"
+
+
+def terms(text: str) -> list[str]:
+    """Index terms of a text: lower-case words, operators, Chinese characters alone and paired."""
+    out: list[str] = []
+    for match in _TERM.finditer(text.lower()):
+        run = match.group().replace("’", "'")
+        if _HAN.match(run):
+            out.extend(run)
+            out.extend(run[i : i + 2] for i in range(len(run) - 1))
+        else:
+            out.append(run)
+    return out
+
+
+def is_han(term: str) -> bool:
+    """Whether an index term is Chinese."""
+    return bool(_HAN.match(term))
+
+
+def stem(word: str) -> str:
+    """An English word without its plural, -ing or -ed ending: equal for `loops`, `looping`, `loop`.
+
+    The result is for comparing, not for reading: `writing` and `write` both become `writ`.
+    """
+    if len(word) > 4 and word.endswith("ies"):
+        word = word[:-3] + "y"
+    elif len(word) > 4 and word.endswith(("xes", "shes", "ches", "sses")):
+        word = word[:-2]
+    elif len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        word = word[:-1]
+    for ending in ("ing", "ed"):
+        base = word.removesuffix(ending)
+        if base != word and len(base) >= 3 and _VOWEL.search(base):
+            doubled = len(base) > 3 and base[-1] == base[-2] and base[-1] not in "lsz"
+            word = base[:-1] if doubled else base
+            break
+    return word[:-1] if len(word) > 3 and word.endswith("e") else word
+
+
+def keywords(text: str) -> list[str]:
+    """The terms of a text that say what it is about: question and function words left out.
+
+    English words come stemmed; of `list.append` the parts come too. Question and material are
+    compared by these.
+    """
+    out: list[str] = []
+    for term in terms(_STOP_PHRASES.sub(" ", text)):
+        if is_han(term):
+            out.append(term)
+            continue
+        if "'" in term:
+            # "what's", "can't": the part before the apostrophe decides.
+            term = term.split("'", 1)[0]
+        if term in _STOP_WORDS:
+            continue
+        parts = [part for part in re.split(r"[._]+", term) if part]
+        if len(parts) > 1 or (parts and parts != [term]):
+            out.append(term)
+        out.extend(stem(part) for part in parts if part not in _STOP_WORDS)
+        if not parts:
+            out.append(term)
+    return out
+
+
+# Sentences
+
+_CODE_SPAN = re.compile(r"(`+)(?!`)[^\n]*?(?<!`)\1(?!`)")
+# A sentence ends at Chinese final punctuation anywhere, at Western punctuation before white space
+# (so "3.14" and "list.append" stay whole), and at a line break.
+_SENTENCE_END = re.compile(r"[。！？]+[”』」）\"')\]*_]*|[.!?…]+[\"'’”)\]*_]*(?=\s|$)|\n+")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:e\.g|i\.e|cf|vs|approx|Mr|Mrs|Ms|Dr|Prof|St|Fig)|\b[A-Z]|(?:^|\n)[ \t]*\d{1,3})\.$"
+)
+_ETC = re.compile(r"\b(?:etc|No)\.$")
+_FENCE = re.compile(r"^ {0,3}(```+|~~~+)[^`\n]*\n(.*?)(?:^ {0,3}\1[`~]*[ \t]*$\n?|\Z)", re.S | re.M)
+_BLOCK_START = re.compile(r"\s*(?:[-*+]\s|\d{1,3}[.)]\s|#{1,6}\s|>|\|)")
+
+
+def ends_sentence(before: str, after: str) -> bool:
+    """Whether a sentence is over after `before`, which ends in final punctuation.
+
+    `after` is what follows the white space (its first character is enough). Abbreviations,
+    initials and the number of a list item end no sentence; "etc." and "No." do before a capital.
+    """
+    if _ABBREVIATION.search(before):
+        return False
+    return not (_ETC.search(before) and (after[:1].islower() or after[:1].isdigit()))
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of a text in order, stripped, with their final punctuation."""
+    # Code is hidden while looking for ends: `print("Hi. ")` is one word.
+    hidden = _CODE_SPAN.sub(lambda match: "x" * len(match.group()), text)
+    start = 0
+    for match in _SENTENCE_END.finditer(hidden):
+        piece = hidden[start : match.end()].rstrip()
+        if not match.group().startswith("\n") and not ends_sentence(
+            piece, hidden[match.end() :].lstrip()
+        ):
+            continue
+        if piece:
+            yield text[start : match.end()].strip()
+        start = match.end()
+    if text[start:].strip():
+        yield text[start:].strip()
+
+
+def prose(markdown: str) -> str:
+    """A Markdown text without its code blocks, the lines of a paragraph joined into one."""
+    joined: list[str] = []
+    for line in _FENCE.sub("\n\n", markdown).splitlines():
+        text = line.strip()
+        if text and joined and joined[-1] and not _BLOCK_START.match(text):
+            # Chinese is written without a space where two lines meet.
+            glue = "" if _HAN.match(text) and _HAN.match(joined[-1][-1]) else " "
+            joined[-1] += glue + text
+        else:
+            joined.append(text)
+    return "\n".join(line for line in joined if line)
+
+
+def code_blocks(markdown: str) -> list[str]:
+    """The fenced code blocks of a Markdown text, fences included."""
+    found = _FENCE.finditer(markdown)
+    return [match.group().strip("\n") for match in found if match.group(2).strip()]
+
+
+# Code, read aloud
+
+_CODE_TOKEN = re.compile(
+    r"\d+(?:\.\d+)?|[^\W\d_]+|\\n|[=!<>+\-*/%]=|//|\*\*|->|[^\w\s]", re.UNICODE
+)
+# Between two operands, in English and in Chinese.
+_SIGNS: Final[Mapping[str, tuple[str, str]]] = {
+    "==": ("equals equals", "双等号"), "!=": ("not equal to", "不等于"),
+    "<=": ("less than or equal to", "小于等于"), ">=": ("greater than or equal to", "大于等于"),
+    "+=": ("plus equals", "加等于"), "-=": ("minus equals", "减等于"),
+    "*=": ("times equals", "乘等于"), "/=": ("divided by equals", "除等于"),
+    "%=": ("modulo equals", "取余等于"), "//": ("integer divided by", "整除"),
+    "**": ("to the power of", "乘方"), "->": ("arrow", "箭头"), "\\n": ("backslash n", "反斜杠 n"),
+    "=": ("equals", "等于"), "<": ("less than", "小于"), ">": ("greater than", "大于"),
+    "+": ("plus", "加"), "-": ("minus", "减"), "*": ("times", "乘"), "/": ("divided by", "除以"),
+    "%": ("modulo", "取余"), "&": ("ampersand", "和号"), "|": ("vertical bar", "竖线"),
+    "#": ("hash", "井号"), "@": ("at", "艾特"), "\\": ("backslash", "反斜杠"),
+    "~": ("tilde", "波浪号"), "^": ("caret", "脱字符"), "$": ("dollar", "美元符号"),
+}  # fmt: skip
+# The name of a sign that stands alone, as in "`()`"; some are silent in the middle of code.
+_NAMES: Final[Mapping[str, tuple[str, str]]] = {
+    "//": ("double slash", "双斜杠"), "**": ("double star", "双星号"),
+    "=": ("equals sign", "等号"), "*": ("star", "星号"), "/": ("slash", "斜杠"),
+    "%": ("percent sign", "百分号"), "<": ("less than sign", "小于号"),
+    ">": ("greater than sign", "大于号"), "+": ("plus sign", "加号"), "-": ("minus sign", "减号"),
+    "(": ("round brackets", "圆括号"), "[": ("square brackets", "方括号"),
+    "{": ("curly brackets", "花括号"), '"': ("quotation marks", "引号"),
+    "'": ("quotation marks", "引号"), ":": ("colon", "冒号"), ",": ("comma", "逗号"),
+    ".": ("dot", "点"), ";": ("semicolon", "分号"), "_": ("underscore", "下划线"),
+    "!": ("exclamation mark", "感叹号"), "?": ("question mark", "问号"),
+}  # fmt: skip
+
+
+def spoken_code(code: str, language: Language) -> str:
+    """Code as words: `list.append(x)` → "list dot append x", `__init__` → "init"."""
+    column = LANGUAGES.index(language)
+    tokens = [token for token in _CODE_TOKEN.findall(code.replace("_", " _ ")) if token != "_"]
+    if not any(token[0].isalnum() or token == "\\n" for token in tokens):
+        return _named_sign(code, tokens, column)
+    words: list[str] = []
+    for before, token, after in zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False):
+        if token[0].isalnum():
+            words.append(token)
+        elif token == "-" and not (before[:1].isalnum() or before in {")", "]"}):
+            words.append(("minus", "负")[column])
+        elif token in {"*", "**"} and not before:
+            words.append(_NAMES[token][column])
+        elif token in _SIGNS:
+            words.append(_SIGNS[token][column])
+        elif token == "." and after[:1].isalpha():
+            words.append(("dot", "点")[column])
+        elif token == ":" and before.isdigit() and after.isdigit():
+            words.append(("to", "到")[column])
+        elif token == "," and words:
+            words[-1] = words[-1].removesuffix(",") + ","
+    return " ".join(words).removesuffix(",")
+
+
+def _named_sign(code: str, tokens: list[str], column: int) -> str:
+    """The name of the first sign of a code span without words or numbers; empty for no sign."""
+    for sign in [*tokens, *code]:
+        names = _NAMES.get(sign) or _SIGNS.get(sign)
+        if names:
+            return names[column]
+    return ""

@@ -1,0 +1,74 @@
+"""Logs: structured, with ids and never with tokens or pupils' words."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any, Final, Literal
+
+import structlog
+
+_SECRET: Final = re.compile(
+    r"((?:token|engine_token|api[_-]?key)=|bearer[. ])[^&\s\"',\]]+", re.IGNORECASE
+)
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """The logger of a module; log events are short phrases, with ids as keywords."""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger
+
+
+def redact(text: str) -> str:
+    """The text with whatever follows `token=`, `key=` or `bearer` blotted out."""
+    return _SECRET.sub(r"\1***", text)
+
+
+class RedactingFormatter(structlog.stdlib.ProcessorFormatter):
+    """Blots secrets out of the finished line, whoever wrote it: uvicorn logs whole URLs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def configure(level: str, style: Literal["console", "json"]) -> None:
+    """Send every library's records and ours to standard error in one format."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer = (
+        structlog.processors.JSONRenderer(ensure_ascii=False)
+        if style == "json"
+        else structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)
+    )
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.processors.format_exc_info,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        RedactingFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    # These repeat what our own events say; at DEBUG some log every frame, pupils' words included.
+    for name in ("websockets", "uvicorn.error", "uvicorn.access", "bm25s"):
+        logging.getLogger(name).setLevel(logging.WARNING)

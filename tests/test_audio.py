@@ -1,0 +1,226 @@
+"""Decoding: what must be refused first, then what browsers send."""
+
+from __future__ import annotations
+
+import io
+import resource
+import struct
+import time
+import wave
+from collections.abc import Callable
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.packet import Packet
+from av.video.frame import VideoFrame
+
+from gpuserver.audio import Audio, decode, wav
+from gpuserver.errors import AudioInvalid, AudioTooLong
+from tests.speech import encode, flite, joined, noise, silence, webm_opus
+
+LIMIT = 60
+
+
+def tone(seconds: float) -> Audio:
+    t = np.arange(int(seconds * 16_000)) / 16_000
+    return Audio((np.sin(t * 2 * np.pi * 440) * 8000).astype(np.int16))
+
+
+def header(**fields: int) -> bytes:
+    """A WAV of a second of sound, with fields of its header overwritten."""
+    places = {"size": ("<I", 40), "rate": ("<I", 24), "channels": ("<H", 22), "block": ("<H", 32)}
+    data = bytearray(wav(tone(1).samples.tobytes(), 16_000))
+    for name, value in fields.items():
+        kind, at = places[name]
+        struct.pack_into(kind, data, at, value)
+    return bytes(data)
+
+
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def hour_of_opus() -> bytes:
+    """An hour of silence in about 100 kB: one packet of a tenth of a second, 30,000 times."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="ogg") as file:
+        stream = file.add_stream("libopus", rate=48_000, options={"frame_duration": "120"})
+        assert isinstance(stream, AudioStream)
+        stream.layout = "mono"
+        frame = AudioFrame.from_ndarray(np.zeros((1, 5760), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 48_000
+        stream.codec_context.open()
+        packets = [packet for _ in range(4) for packet in stream.encode(frame)]
+        silent = min(bytes(packet) for packet in packets)
+        for number in range(30_000):
+            packet = Packet(silent)
+            packet.stream = stream
+            packet.time_base = Fraction(1, 48_000)
+            packet.pts = packet.dts = number * 5760
+            packet.duration = 5760
+            file.mux(packet)
+    return out.getvalue()
+
+
+def hour_of_flac() -> bytes:
+    return encode(joined(silence(3600)), "flac", "flac", 16_000)
+
+
+@pytest.mark.parametrize("make", [hour_of_opus, hour_of_flac])
+def test_an_hour_in_a_small_file_stops_at_the_cap(make: Callable[[], bytes]) -> None:
+    hour = make()
+    assert len(hour) < 800_000
+    before, started = peak_memory(), time.monotonic()
+    with pytest.raises(AudioTooLong, match="longer than 60 seconds"):
+        decode(hour, LIMIT)
+    assert time.monotonic() - started < 2
+    assert peak_memory() - before < 50
+
+
+def test_a_long_recording_is_refused_by_what_it_holds_not_by_what_it_says() -> None:
+    assert decode(header(size=0xFFFFFF00), LIMIT).seconds == pytest.approx(1, abs=0.01)
+    assert decode(header(size=0xFFFFFF00)[:364], LIMIT).seconds == pytest.approx(0.01, abs=0.001)
+    with pytest.raises(AudioTooLong):
+        decode(header(size=0xFFFFFF00), 0.5)
+
+
+def test_exactly_the_cap_is_accepted() -> None:
+    assert decode(header(), 1.0).seconds == 1.0
+
+
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
+CONCAT = b"ffconcat version 1.0\nfile '/etc/passwd'\n"
+SDP = b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0" * 10_000,
+        b"RIFF",
+        header()[:44],
+        b"just some text, not sound\n" * 500,
+        np.random.default_rng(0).bytes(100_000),
+        b"\x89PNG\r\n\x1a\n" + bytes(2000),
+        b"PK\x03\x04" + bytes(500),
+        PLAYLIST,
+        CONCAT,
+        SDP,
+        header(rate=0),
+        header(rate=1),
+        header(rate=700_000),
+        header(channels=0),
+        header(channels=64, block=128),
+    ],
+)
+def test_what_is_not_audio_is_refused_in_one_plain_sentence(
+    data: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(AudioInvalid) as caught:
+        decode(data, LIMIT)
+    sentence = str(caught.value)
+    assert "<none>" not in sentence
+    assert "Errno" not in sentence
+    assert capfd.readouterr() == ("", "")
+
+
+def test_video_without_sound_is_refused() -> None:
+    out = io.BytesIO()
+    with av.open(out, "w", format="webm") as file:
+        stream = file.add_stream("libvpx", rate=10, options={})
+        stream.width = stream.height = 64
+        for _ in range(10):
+            frame = VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    with pytest.raises(AudioInvalid, match="no sound track"):
+        decode(out.getvalue(), LIMIT)
+
+
+def test_hundreds_of_tracks_cost_nothing() -> None:
+    out = io.BytesIO()
+    with av.open(out, "w", format="matroska") as file:
+        tracks = [file.add_stream("pcm_s16le", rate=16_000, layout="mono") for _ in range(200)]
+        for track in tracks:
+            frame = AudioFrame.from_ndarray(tone(0.1).samples[None], format="s16", layout="mono")
+            frame.sample_rate = 16_000
+            frame.pts = 0
+            file.mux(track.encode(frame))
+    started = time.monotonic()
+    try:
+        assert decode(out.getvalue(), LIMIT).seconds < 1
+    except AudioInvalid:
+        pass
+    assert time.monotonic() - started < 1
+
+
+def test_a_truncated_clip_gives_what_it_holds() -> None:
+    clip = webm_opus(tone(4))
+    whole = decode(clip, LIMIT).seconds
+    half = decode(clip[: len(clip) // 2], LIMIT).seconds
+    assert 0.5 < half < whole
+    for length in (1, 10, 100, 300):
+        with pytest.raises(AudioInvalid):
+            decode(clip[:length], LIMIT)
+
+
+def test_a_damaged_clip_does_not_break_the_decoder() -> None:
+    clip = bytearray(webm_opus(joined(flite("hello there"), noise(1))))
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        damaged = clip.copy()
+        for at in rng.integers(0, len(clip), 20):
+            damaged[at] = int(rng.integers(0, 256))
+        try:
+            decode(bytes(damaged), LIMIT)
+        except (AudioInvalid, AudioTooLong):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "rate"),
+    [
+        ("webm", "libopus", 48_000),
+        ("ogg", "libopus", 48_000),
+        ("mp4", "aac", 44_100),
+        ("adts", "aac", 44_100),
+        ("mp3", "libmp3lame", 44_100),
+        ("flac", "flac", 22_050),
+        ("wav", "pcm_s16le", 8_000),
+        ("matroska", "pcm_s16le", 16_000),
+    ],
+)
+def test_what_browsers_and_phones_record_is_read(container: str, codec: str, rate: int) -> None:
+    audio = decode(encode(tone(2), container, codec, rate), LIMIT)
+    assert audio.sample_rate == 16_000
+    assert audio.samples.dtype == np.int16
+    assert audio.samples.ndim == 1
+    assert audio.seconds == pytest.approx(2, abs=0.1)
+    loudest = np.abs(np.fft.rfft(audio.samples[8000:24000])).argmax()  # one bin a hertz
+    assert loudest == pytest.approx(440, abs=2)
+
+
+def test_stereo_becomes_mono() -> None:
+    left = tone(1).samples
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(np.stack([left, left], axis=1).tobytes())
+    assert np.abs(decode(out.getvalue(), LIMIT).samples.astype(int) - left).max() <= 2
+
+
+def test_a_written_wav_is_playable_and_unchanged() -> None:
+    samples = flite("hello").samples
+    data = wav(samples.tobytes(), 16_000)
+    with wave.open(io.BytesIO(data)) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 16_000)
+        assert file.getnframes() == len(samples)
+    assert np.array_equal(decode(data, LIMIT).samples, samples)
+    assert wav(b"", 22_050).startswith(b"RIFF")
