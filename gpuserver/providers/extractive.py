@@ -1,0 +1,273 @@
+"""Answers made of the course's own sentences: chosen for the question, in order, with citations."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from gpuserver.language import Language, code_blocks, detect, keywords, prose, sentences
+from gpuserver.providers import Delta, Passage, Place, Request
+from gpuserver.smalltalk import Kind, kind_of
+
+Intent = Literal["define", "how", "example", "why", "purpose", "compare", "other"]
+
+MAX_SENTENCES: Final = 4
+MAX_CODE_LINES: Final = 15
+SIDE: Final = 0.5
+"""Share of a heading's words that a comparison must name for its passage to be the other side."""
+
+# What a question wants, by the words in it; the first that matches counts.
+_INTENTS: Final[Mapping[Language, Mapping[Intent, str]]] = {
+    "en": {
+        "compare": r"\b(?:differen(?:ce|t)|compare|versus|vs|better)\b",
+        "example": r"\b(?:examples?|show me|look like|sample)\b",
+        "why": r"\b(?:why|wrong|errors?|mistakes?|fails?|crash(?:es|ing)?|not work|forg[eo]t)\b"
+        r"|n't work|\bhappens (?:if|when)\b",
+        "purpose": r"\b(?:used? for|use of|point of|good for|purpose|when (?:do|should|to|would))\b"
+        r"|\b(?:need|is|are)\b.* for\b",
+        "how": r"\bhow (?:do|can|to|could|should|would|does|must)\b|\b(?:write|create|make)\b",
+        "define": r"\bwhat(?:'?s| is| are| do| does)\b|\b(?:defin|explain|tell me about|meaning)",
+    },
+    "zh": {
+        "compare": r"区别|不同|不一样|比较.*和|哪个好|相比",
+        "example": r"例子|举例|示例|举个例|范例|演示",
+        "why": r"为什么|为何|错误|报错|出错|错了|不对|崩溃|会怎样|会怎么样|忘了|忘记|停不下来",
+        "purpose": r"有什么用|干什么用|做什么用|用途|用来做|什么时候|有何用|作用|好处",
+        "how": r"怎么|怎样|如何|写法|步骤|咋",
+        "define": r"是什么|什么是|什么叫|叫什么|什么意思|代表什么|表示什么|指什么|是指"
+        r"|解释|介绍|含义|定义",
+    },
+}
+# How a sentence looks that gives what is wanted.
+_CUES: Final[Mapping[Language, Mapping[Intent, str]]] = {
+    "en": {
+        "define": r"^.{2,60}?\b(?:is|are|means?|called)\b",
+        "how": r"^(?:to|write|use|put|call|type|start|open|begin|add) [a-z]"
+        r"|\b(?:by writing|is called with|python writes|method (?:adds|removes|deletes|reads))\b",
+        "example": r"^to [a-z]|\b(?:for example|as in|such as)\b",
+        "why": r"\b(?:mistake|because|errors?|causes?|forget|wrong|so that|otherwise|to stop)\b",
+        "purpose": r"\b(?:used (?:to|for|in)|useful|programs use|lets?|helps?|needed when)\b",
+    },
+    "zh": {
+        "define": r"^.{1,24}?(?:是|叫|指|表示)",
+        "how": r"时，|先写|依次|写法|可以用|就用|放进|写成|想.{1,20}，|要用|用来",
+        "example": r"例如|比如|写成|时，",
+        "why": r"错误|因为|所以|否则|忘|报.{0,6}错|容易|原因|停止|避免",
+        "purpose": r"适合|用处|用来|常用|可以|有了|就要用|就需要|方便|作用",
+    },
+}
+_WANTED: Final[Mapping[Intent, tuple[Intent, ...]]] = {
+    "define": ("define",), "compare": ("define",), "how": ("how",),
+    "example": ("define", "example"), "why": ("why",), "purpose": ("purpose",), "other": (),
+}  # fmt: skip
+_WITH_CODE: Final[frozenset[Intent]] = frozenset({"how", "example"})
+_LENGTH: Final[Mapping[Intent, int]] = {
+    "define": 3, "compare": 4, "how": 3, "example": 2, "why": 3, "purpose": 2, "other": 3,
+}  # fmt: skip
+
+_NOT_COVERED: Final[Mapping[Language, str]] = {
+    "en": "The course material does not cover this, so I can't answer it reliably. "
+    "Please ask me another question about the course.",
+    "zh": "课程资料里没有讲到这个内容，所以我不能给出可靠的回答。欢迎再问一个和课程有关的问题。",
+}
+_OTHER_LANGUAGE: Final[Mapping[Language, str]] = {
+    "en": "The course material on this is in Chinese:",
+    "zh": "这部分课程资料只有英文：",
+}
+_NOTHING_SAID: Final[Mapping[Language, str]] = {
+    "en": "I have not said anything yet. What would you like to know?",
+    "zh": "我还没有说过什么。你想了解什么？",
+}
+_REPLIES: Final[Mapping[Language, Mapping[Kind, str]]] = {
+    "en": {
+        "help": "I answer questions about the course from its own material and show where each "
+        "answer comes from. Ask me what something is, how to do it, or why something goes wrong.",
+        "identity": "I am the tutor of this course, a computer program. "
+        "I answer questions from the course material.",
+        "wellbeing": "I am a program, so I am always ready to work. What would you like to learn?",
+        "goodbye": "Goodbye, and good luck with your learning!",
+        "thanks": "You are welcome! Do you have another question?",
+        "greeting": "Hello! What would you like to know about the course?",
+        "acknowledgement": "All right. Ask me whenever you have a question.",
+    },
+    "zh": {
+        "help": "我根据课程资料回答问题，并标明答案的出处。"
+        "你可以问我某个概念是什么、怎么做，或者为什么会出错。",
+        "identity": "我是这门课程的导师，是一个计算机程序。我根据课程资料回答问题。",
+        "wellbeing": "我是一个程序，随时都可以开始。你想学点什么？",
+        "goodbye": "再见，祝你学习顺利！",
+        "thanks": "不客气！还有别的问题吗？",
+        "greeting": "你好！关于这门课程，你想了解什么？",
+        "acknowledgement": "好的。有问题随时问我。",
+    },
+}
+_MARKER = re.compile(r"[ \t]*\[\d{1,3}\]")
+
+
+class ExtractiveLLM:
+    """`LLM` and `Runtime`. It has no model: it says what stands in the passages, or a fixed reply.
+
+    So it invents nothing, costs about a millisecond, and can't rephrase.
+    """
+
+    def __init__(self, model: str, place: Place) -> None:
+        pass
+
+    def load(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    async def generate(self, request: Request) -> AsyncIterator[Delta]:
+        kind = kind_of(request.question, request.language)
+        if kind:
+            pieces = _small_talk(kind, request)
+        elif request.passages:
+            pieces = _answer(request)
+        else:
+            pieces = sentences(_NOT_COVERED[request.language])
+        glue = ""
+        for piece in pieces:
+            yield Delta(piece if piece.startswith("\n") else glue + piece)
+            glue = _glue(piece)
+
+
+def _glue(piece: str) -> str:
+    """What goes between a piece and the next sentence."""
+    if piece.endswith(("```", "~~~")):
+        # A code block begins and ends on lines of its own.
+        return "\n\n"
+    return "" if piece.endswith(("。", "！", "？", "：")) else " "
+
+
+# Small talk
+
+
+def _small_talk(kind: Kind, request: Request) -> Iterator[str]:
+    if kind != "repeat":
+        yield from sentences(_REPLIES[request.language][kind])
+        return
+    said = [message.content for message in request.messages if message.role == "assistant"]
+    # Without its markers: the passages they point to do not come with this answer.
+    last = _MARKER.sub("", said[-1]).strip() if said else ""
+    yield from _pieces(last) if last else sentences(_NOTHING_SAID[request.language])
+
+
+def _pieces(markdown: str) -> Iterator[str]:
+    """A whole text, sentence by sentence, code blocks in their places."""
+    rest = markdown
+    for block in code_blocks(markdown):
+        before, _, rest = rest.partition(block)
+        yield from sentences(before)
+        yield f"\n\n{block}"
+    yield from sentences(rest)
+
+
+# Answers
+
+
+@dataclass(frozen=True, slots=True)
+class _Sentence:
+    """`number` is the passage's in the request, from 1; `place` counts in the passage, from 0."""
+
+    number: int
+    place: int
+    text: str
+    words: frozenset[str]
+
+
+def _answer(request: Request) -> Iterator[str]:
+    question_language = detect(request.question, request.language)
+    intent = _intent(request.question, question_language)
+    words = frozenset(keywords(request.question))
+    candidates = [
+        _Sentence(number, place, text, frozenset(keywords(text)))
+        for number, passage in _relevant(request.passages, words, intent)
+        for place, text in enumerate(sentences(prose(passage.text)))
+    ]
+    first = request.passages[0]
+    chosen = _choose(candidates, first.language, words, intent)
+    if first.language != request.language:
+        yield _OTHER_LANGUAGE[request.language]
+    for sentence in chosen:
+        yield f"{sentence.text} [{sentence.number}]"
+    if intent in _WITH_CODE or not chosen:
+        yield from _code(first)
+
+
+def _intent(question: str, language: Language) -> Intent:
+    for intent, pattern in _INTENTS[language].items():
+        if re.search(pattern, question.lower().replace("’", "'")):
+            return intent
+    return "other"
+
+
+def _relevant(
+    passages: Sequence[Passage], question: frozenset[str], intent: Intent
+) -> Sequence[tuple[int, Passage]]:
+    """The passages to quote, each with its number: the first, and for a comparison its other side.
+
+    The other side is a passage whose heading names what the question names and the first does not.
+    """
+    first = passages[0]
+    if intent != "compare":
+        return [(1, first)]
+    named = question - frozenset(keywords(first.heading))
+    best, share = None, SIDE
+    for number, passage in enumerate(passages[1:], start=2):
+        heading = frozenset(keywords(passage.heading))
+        fits = len(heading & named) / len(heading) if heading else 0.0
+        if passage.language == first.language and fits >= share and not (best and fits == share):
+            best, share = (number, passage), fits
+    return [(1, first), best] if best else [(1, first)]
+
+
+def _choose(
+    candidates: Sequence[_Sentence], language: Language, question: frozenset[str], intent: Intent
+) -> list[_Sentence]:
+    """The sentences that answer best, at most `MAX_SENTENCES`, in reading order."""
+    held = Counter(word for sentence in candidates for word in sentence.words)
+    scores = [_score(sentence, language, question, held, intent) for sentence in candidates]
+    ranked = sorted(range(len(candidates)), key=lambda i: (-scores[i], i))
+    best = [candidates[i] for i in ranked[: _LENGTH[intent]]]
+    sides = {sentence.number for sentence in candidates}
+    for number in sides - {sentence.number for sentence in best}:
+        # Both sides of a comparison get at least their first sentence.
+        best = best[: MAX_SENTENCES - 1]
+        best += [item for item in candidates if item.number == number and not item.place]
+    return sorted(best, key=lambda sentence: (sentence.number, sentence.place))
+
+
+def _score(
+    sentence: _Sentence,
+    language: Language,
+    question: frozenset[str],
+    held: Mapping[str, int],
+    intent: Intent,
+) -> float:
+    """How well a sentence answers: the question's words, the wanted form, and being first.
+
+    Words that few sentences hold tell more: the topic itself is in nearly all of them.
+    """
+    total = sum(1 / math.sqrt(held.get(word, 1)) for word in question) or 1.0
+    shared = sum(1 / math.sqrt(held[word]) for word in question & sentence.words)
+    score = 1.5 * shared / total
+    for rank, wanted in enumerate(_WANTED[intent]):
+        cue = _CUES[language].get(wanted)
+        if cue and re.search(cue, sentence.text.lower().replace("`", "")):
+            score += 0.8 - 0.2 * rank
+    if sentence.place == 0:
+        # The first sentence names the topic: an answer without it hangs in the air.
+        score += 1.0 if intent in {"define", "compare", "example"} else 0.35
+    return score
+
+
+def _code(passage: Passage) -> Iterator[str]:
+    for block in code_blocks(passage.text)[:1]:
+        if block.count("\n") <= MAX_CODE_LINES + 1:
+            yield f"\n\n{block}"

@@ -1,0 +1,185 @@
+"""Scripted providers: they do what a test wrote down, and complain about what is left over."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuserver.audio import Audio
+from gpuserver.language import Language
+from gpuserver.providers import (
+    Delta,
+    Place,
+    Request,
+    RuntimeKey,
+    Speech,
+    Transcript,
+    VisemeMark,
+    Vocabulary,
+    WordTime,
+)
+
+RATE = 16_000
+
+Script = Sequence[str | asyncio.Event | Exception]
+"""What a model does for one question: deltas to write, events to wait for, a failure to raise."""
+
+
+class _Runtime:
+    """Loads at once; counts loads and closes."""
+
+    def __init__(self) -> None:
+        self.loads = 0
+        self.closes = 0
+
+    def __call__(self, model: str, place: Place) -> Any:
+        return self
+
+    def load(self) -> None:
+        self.loads += 1
+
+    def close(self) -> None:
+        self.closes += 1
+
+
+@dataclass
+class ScriptedLLM(_Runtime):
+    """Answers each question with the next script: strings are deltas, events are waited for.
+
+    With `echo` it answers anything with "You asked: …".
+    """
+
+    scripts: list[Script] = field(default_factory=list)
+    echo: bool = True
+    requests: list[Request] = field(default_factory=list)
+    running: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
+        self.requests.append(request)
+        if self.scripts:
+            script = self.scripts.pop(0)
+        else:
+            assert self.echo, f"no script is left for {request.question!r}"
+            script = [f"You asked: {request.question}"]
+        self.running += 1
+        try:
+            for step in script:
+                if isinstance(step, asyncio.Event):
+                    await step.wait()
+                elif isinstance(step, Exception):
+                    raise step
+                else:
+                    yield Delta(step)
+                    await asyncio.sleep(0)
+        finally:
+            self.running -= 1
+
+
+@dataclass
+class ScriptedASR(_Runtime):
+    """Recognises the next of its transcripts in anything it hears; `gate` holds it back."""
+
+    transcripts: list[str | Exception] = field(default_factory=list)
+    languages: frozenset[str] = frozenset({"en"})
+    heard: list[tuple[float, Language]] = field(default_factory=list)
+    prepared: list[Vocabulary] = field(default_factory=list)
+    gate: asyncio.Event | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    async def transcribe(
+        self, audio: Audio, language: Language, vocabulary: Vocabulary | None
+    ) -> Transcript:
+        if not audio.samples.any() or not self.transcripts:
+            return Transcript("", (), 0.0)
+        self.heard.append((audio.seconds, language))
+        if self.gate is not None:
+            await self.gate.wait()
+        step = self.transcripts.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return Transcript(step, (), 0.9)
+
+    async def prepare(self, vocabulary: Vocabulary) -> None:
+        self.prepared.append(vocabulary)
+
+
+@dataclass
+class ToneTTS(_Runtime):
+    """Speaks a tone of 10 ms a character; `gate` holds every clause back until it is set."""
+
+    clauses: list[str] = field(default_factory=list)
+    gate: asyncio.Event | None = None
+    fail: Exception | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    async def speak(self, clause: str, voice: str, speed: float) -> AsyncGenerator[Speech, None]:
+        self.clauses.append(clause)
+        if self.fail is not None:
+            raise self.fail
+        if self.gate is not None:
+            await self.gate.wait()
+        time = np.arange(len(clause) * RATE // 100) / RATE
+        pcm = (np.sin(2 * np.pi * 440 * time) * 9000).astype("<i2").tobytes()
+        word = WordTime(clause, 0, len(clause) * 10)
+        marks = (VisemeMark(0, "aa"), VisemeMark(len(clause) * 10, "sil"))
+        yield Speech(pcm, RATE, (word,), marks)
+
+    async def pronounce(self, words: Sequence[str]) -> Mapping[str, str]:
+        return {}
+
+
+class OpenVAD(_Runtime):
+    """Everything that is not digital silence is speech."""
+
+    def trim(self, audio: Audio) -> Audio | None:
+        return audio if audio.samples.any() else None
+
+
+class HashEmbeddings(_Runtime):
+    """Texts that share words are near: each word is one direction."""
+
+    languages = frozenset({"en"})
+    dimension = 256
+    name = "hash"
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        out = np.zeros((len(texts), self.dimension), np.float32)
+        for row, text in enumerate(texts):
+            for word in text.lower().split():
+                out[row, hashlib.sha256(word.strip("?.,!").encode()).digest()[0]] += 1
+        norms = np.linalg.norm(out, axis=1, keepdims=True)
+        scaled: NDArray[np.float32] = (out / np.maximum(norms, 1e-6)).astype(np.float32)
+        return scaled
+
+
+@dataclass
+class Cast:
+    """One of each, and a provider table of them."""
+
+    llm: ScriptedLLM = field(default_factory=ScriptedLLM)
+    asr: ScriptedASR = field(default_factory=ScriptedASR)
+    tts: ToneTTS = field(default_factory=ToneTTS)
+    vad: OpenVAD = field(default_factory=OpenVAD)
+    embeddings: HashEmbeddings = field(default_factory=HashEmbeddings)
+
+    def find(self, key: RuntimeKey) -> Callable[[str, Place], Any]:
+        runtime: Callable[[str, Place], Any] = getattr(self, key.kind)
+        return runtime
+
+    def assert_used_up(self) -> None:
+        assert not self.llm.scripts, f"unused LLM scripts: {self.llm.scripts}"
+        assert not self.asr.transcripts, f"unused transcripts: {self.asr.transcripts}"
+        assert self.llm.running == 0, "a generation is still running"
