@@ -1,0 +1,254 @@
+"""What one tutor can do, over shared runtimes, and the cache of such engines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+
+from gpuserver import audio
+from gpuserver.errors import (
+    EngineFailed,
+    NoSpeech,
+    NotUnderstood,
+    SpeechUnavailable,
+    known_cause,
+)
+from gpuserver.knowledge.knowledge_bases import KnowledgeBases
+from gpuserver.language import LANGUAGES, Language
+from gpuserver.observability import get_logger
+from gpuserver.providers import (
+    ASR,
+    LLM,
+    TTS,
+    VAD,
+    Delta,
+    Kind,
+    Passage,
+    Request,
+    RuntimeKey,
+    Speech,
+    Transcript,
+    Vocabulary,
+)
+from gpuserver.providers.runtimes import Runtimes
+from gpuserver.tutor.tutors import Catalogue, Tutor
+
+log = get_logger(__name__)
+
+_WARM_UP: Final = "Hello, let us begin."
+
+
+class AIEngine:
+    """LLM, ASR, TTS and course knowledge of one tutor. It keeps nothing of any student."""
+
+    def __init__(
+        self,
+        tutor: Tutor,
+        keys: Mapping[Kind, RuntimeKey],
+        llm: LLM,
+        asr: ASR | None,
+        tts: TTS | None,
+        vad: VAD,
+        knowledge: KnowledgeBases,
+        vocabulary: Vocabulary | None,
+    ) -> None:
+        self.tutor = tutor
+        self.keys = keys
+        self._llm, self._asr, self._tts, self._vad = llm, asr, tts, vad
+        self._knowledge = knowledge
+        self._vocabulary = vocabulary
+
+    @property
+    def listens(self) -> list[Language]:
+        """Languages it recognises by ear."""
+        return [x for x in LANGUAGES if self._asr is not None and x in self._asr.languages]
+
+    @property
+    def speaks(self) -> list[Language]:
+        """Languages it speaks aloud."""
+        return [x for x in LANGUAGES if self._tts is not None and x in self.tutor.voices]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What runs where, by kind, for people to read."""
+        return {
+            kind: f"{key.provider} {key.model}".strip() for kind, key in sorted(self.keys.items())
+        }
+
+    def hears(self, language: Language) -> None:
+        """Raises SpeechUnavailable, with the fix, if it can't recognise this language."""
+        if language not in self.listens:
+            fix = "ASR_PROVIDER to a recogniser that knows it"
+            raise SpeechUnavailable(language=language, fix=fix)
+
+    async def recognise(self, clip: bytes, language: Language, max_seconds: float) -> Transcript:
+        """The words of a whole recording.
+
+        Raises AudioInvalid, AudioTooLong, NoSpeech, NotUnderstood, SpeechUnavailable, EngineFailed.
+        """
+        if self._asr is None:
+            self.hears(language)
+            raise AssertionError("an engine without a recogniser hears no language")
+        speech = await asyncio.to_thread(self._listen, clip, max_seconds)
+        transcript = await self._asr.transcribe(speech, language, self._vocabulary)
+        if not transcript.text.strip():
+            raise NotUnderstood
+        return transcript
+
+    def _listen(self, clip: bytes, max_seconds: float) -> audio.Audio:
+        speech = self._vad.trim(audio.decode(clip, max_seconds))
+        if speech is None:
+            raise NoSpeech
+        return speech
+
+    async def retrieve(self, question: str, language: Language, kb_id: str | None) -> list[Passage]:
+        """Passages that answer the question, best first; [] when the material does not cover it.
+
+        Searched are the session's knowledge base, if it is known, and the tutor's own courses.
+        """
+        own = [kb_id] if kb_id is not None and self._knowledge.known(kb_id) else []
+        kb_ids = tuple(dict.fromkeys([*own, *self.tutor.knowledge]))
+        return await asyncio.to_thread(self._knowledge.search, question, language, kb_ids)
+
+    def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
+        """The answer as it is written."""
+        return self._llm.generate(request)
+
+    def speak(self, clause: str, language: Language) -> AsyncGenerator[Speech, None]:
+        """A clause aloud, in this tutor's voice for the language."""
+        if self._tts is None:
+            raise EngineFailed(engine="tts")
+        return self._tts.speak(clause, self.tutor.voices[language], self.tutor.speed)
+
+    async def warm_up(self) -> None:
+        """Run every model once, so that the first student does not pay for it."""
+        await self.retrieve(_WARM_UP, "en", None)
+        if self._tts is not None:
+            for language in self.speaks:
+                async for _ in self.speak(_WARM_UP if language == "en" else "你好。", language):
+                    pass
+        if self._asr is not None and self.listens:
+            silence = audio.Audio(np.zeros(audio.SAMPLE_RATE // 2, np.int16))
+            await self._asr.transcribe(silence, self.listens[0], self._vocabulary)
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    engine: AIEngine | None = None
+    leases: int = 0
+
+
+class Engines:
+    """One AIEngine per tutor, built once under concurrency, dropped only while nobody uses it."""
+
+    def __init__(
+        self, catalogue: Catalogue, runtimes: Runtimes, knowledge: KnowledgeBases, idle_limit: int
+    ) -> None:
+        self._catalogue, self._runtimes, self._knowledge = catalogue, runtimes, knowledge
+        self._idle_limit = idle_limit
+        # Least recently used first.
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(entry.engine is not None for entry in self._entries.values())
+
+    async def get_ai_engine(self, tutor_id: int) -> AIEngine:
+        """The engine of a tutor. Unleased: it may be dropped as soon as the caller looks away."""
+        async with self.lease(tutor_id) as engine:
+            return engine
+
+    @asynccontextmanager
+    async def lease(self, tutor_id: int) -> AsyncIterator[AIEngine]:
+        """The engine of a tutor, kept for as long as the block runs.
+
+        Raises TutorNotFound, ProviderUnavailable. A failed build leaves nothing behind.
+        """
+        tutor = self._catalogue.resolve(tutor_id)
+        entry = self._entries.setdefault(tutor.id, _Entry())
+        self._entries.move_to_end(tutor.id)
+        entry.leases += 1
+        try:
+            async with entry.lock:
+                if entry.engine is None:
+                    entry.engine = await self._build(tutor)
+            yield entry.engine
+        finally:
+            entry.leases -= 1
+            await self._drop_idle()
+
+    async def remove(self, tutor_id: int) -> bool:
+        """Drop a tutor's engine if nobody uses it; says whether it is gone."""
+        entry = self._entries.get(tutor_id)
+        if entry is not None and entry.leases == 0:
+            await self._drop(tutor_id)
+        return tutor_id not in self._entries
+
+    async def close(self) -> None:
+        """Drop every engine; nobody may hold a lease any more."""
+        for tutor_id in list(self._entries):
+            await self._drop(tutor_id)
+
+    async def _drop_idle(self) -> None:
+        idle = [i for i, e in self._entries.items() if e.leases == 0]
+        unbuilt = [i for i in idle if self._entries[i].engine is None]
+        built = [i for i in idle if self._entries[i].engine is not None]
+        excess = max(0, len(built) - self._idle_limit)
+        for tutor_id in [*unbuilt, *built[:excess]]:
+            await self._drop(tutor_id)
+
+    async def _drop(self, tutor_id: int) -> None:
+        entry = self._entries.pop(tutor_id)
+        if entry.engine is not None:
+            for key in entry.engine.keys.values():
+                await self._runtimes.release(key)
+            log.info("engine dropped", tutor=tutor_id)
+
+    async def _build(self, tutor: Tutor) -> AIEngine:
+        keys = self._catalogue.runtime_keys(tutor)
+        runtimes: dict[Kind, Any] = {}
+
+        async def hold(kind: Kind, key: RuntimeKey) -> None:
+            runtimes[kind] = await self._runtimes.acquire(key)
+
+        try:
+            async with asyncio.TaskGroup() as loading:
+                for kind, key in keys.items():
+                    loading.create_task(hold(kind, key))
+            vocabulary = await self._vocabulary(tutor, runtimes.get("asr"), runtimes.get("tts"))
+        except BaseException as error:
+            for kind in runtimes:
+                await self._runtimes.release(keys[kind])
+            if isinstance(error, BaseExceptionGroup):
+                raise known_cause(error) from error
+            raise
+        log.info("engine built", tutor=tutor.id)
+        return AIEngine(
+            tutor,
+            keys,
+            runtimes["llm"],
+            runtimes.get("asr"),
+            runtimes.get("tts"),
+            runtimes["vad"],
+            self._knowledge,
+            vocabulary,
+        )
+
+    async def _vocabulary(
+        self, tutor: Tutor, asr: ASR | None, tts: TTS | None
+    ) -> Vocabulary | None:
+        """The words of the tutor's course, and a decoder made of them before a student waits."""
+        if asr is None:
+            return None
+        vocabulary = await asyncio.to_thread(self._knowledge.vocabulary, tutor.knowledge)
+        if tts is not None:
+            spoken = await tts.pronounce(vocabulary.words)
+            vocabulary = replace(vocabulary, pronunciations=spoken)
+        await asr.prepare(vocabulary)
+        return vocabulary

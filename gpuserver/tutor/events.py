@@ -1,0 +1,78 @@
+"""What a turn writes: the same events for every dialect, the command line and the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from gpuserver.errors import GpuServerError
+from gpuserver.providers import Passage, Speech, Transcript
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event of every turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """A spoken question, as words."""
+
+    transcript: Transcript
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The passages the answer may cite, in the order of their numbers, from 1; before any text."""
+
+    passages: Sequence[Passage]
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """The next piece of the answer, Markdown."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextDone:
+    """The whole answer: all its deltas put together."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechChunk:
+    """A stretch of speech that begins `offset` samples (`start_ms`) into the turn's speech."""
+
+    speech: Speech
+    offset: int
+
+    @property
+    def start_ms(self) -> int:
+        return self.offset * 1000 // self.speech.sample_rate
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last event of every turn, whatever happened.
+
+    `timeline` gives, for each stage reached, milliseconds since the question came in.
+    `error` is there when the turn failed.
+    """
+
+    status: Literal["completed", "interrupted", "failed"]
+    timeline: Mapping[str, int]
+    usage: Mapping[str, int]
+    error: GpuServerError | None = None
+
+
+Event = Started | Recognised | Sources | TextDelta | TextDone | SpeechChunk | Ended
+
+
+class Sink(Protocol):
+    """Where a turn writes. A write may wait, which slows the turn down to the reader's pace."""
+
+    async def write(self, event: Event) -> None: ...
