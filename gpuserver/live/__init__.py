@@ -1,0 +1,1 @@
+"""The live session: what joins a student's session, an engine and a conversation."""

@@ -1,0 +1,218 @@
+"""A session being served: its engine's lease, its conversation, its questions in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from gpuserver.errors import Busy, GpuServerError, SessionEnded, TextEmpty, TextTooLong
+from gpuserver.observability import get_logger
+from gpuserver.sessions.session_manager import EndReason, Session, SessionManager
+from gpuserver.tutor.ai_engine import AIEngine, Engines
+from gpuserver.tutor.conversation import Conversation
+from gpuserver.tutor.events import Event
+from gpuserver.tutor.turn import Question, Turn
+
+log = get_logger(__name__)
+
+
+class Listener(Protocol):
+    """A connected client, which hears the session's events in its own dialect."""
+
+    async def write(self, turn_id: str, event: Event) -> None:
+        """Tell of an event; waits while the client reads too slowly."""
+        ...
+
+    def replace(self) -> None:
+        """Another client has taken the session over."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one student may ask of the server."""
+
+    text_chars: int
+    audio_seconds: int
+    message_bytes: int
+    waiting_questions: int
+    history_turns: int
+    turn_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _TurnSink:
+    """Binds a turn to the client that asked, so that nothing stale reaches another one."""
+
+    listener: Listener
+    turn_id: str
+
+    async def write(self, event: Event) -> None:
+        await self.listener.write(self.turn_id, event)
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    turn_id: str
+    question: Question
+    listener: Listener
+
+
+class LiveSession:
+    """One student's session with one engine. It outlives a socket: the conversation stays."""
+
+    def __init__(self, session: Session, manager: SessionManager, limits: Limits) -> None:
+        self.session = session
+        self._manager = manager
+        self.limits = limits
+        self._conversation = Conversation(limits.history_turns)
+        self._engine: asyncio.Future[AIEngine] = asyncio.get_running_loop().create_future()
+        self._waiting: deque[_Asked] = deque()
+        self._wake = asyncio.Event()
+        self._running: tuple[str, asyncio.Task[None]] | None = None
+        self._listener: Listener | None = None
+        self._turns = 0
+        self._seq = 0
+
+    async def engine(self) -> AIEngine:
+        """The engine, once it is built. Raises what its build raised."""
+        return await asyncio.shield(self._engine)
+
+    def next_seq(self) -> int:
+        """The number of the session's next message: from 1, without gaps."""
+        self._seq += 1
+        return self._seq
+
+    def attach(self, listener: Listener) -> None:
+        """Serve this client from now on; an earlier one is told and its turn stops."""
+        earlier, self._listener = self._listener, listener
+        if earlier is not None:
+            self.interrupt()
+            earlier.replace()
+
+    def detach(self, listener: Listener) -> None:
+        """The client has gone: stop working for it."""
+        if self._listener is listener:
+            self._listener = None
+            self.interrupt()
+
+    def ask(self, question: Question, listener: Listener) -> str:
+        """Put a question in line; returns its turn's id.
+
+        Raises TextEmpty, TextTooLong, Busy, or SessionEnded when the session has expired meanwhile.
+        """
+        self.check_alive()
+        if question.clip is None:
+            if not question.text.strip():
+                raise TextEmpty
+            if len(question.text) > self.limits.text_chars:
+                raise TextTooLong(limit=self.limits.text_chars)
+        if len(self._waiting) >= self.limits.waiting_questions:
+            raise Busy(limit=self.limits.waiting_questions)
+        self._turns += 1
+        turn_id = f"t{self._turns}"
+        self._waiting.append(_Asked(turn_id, question, listener))
+        self._wake.set()
+        return turn_id
+
+    def check_alive(self) -> None:
+        """Note activity. Raises SessionEnded."""
+        if self.session.ended.is_set() or not self._manager.is_live(self.session):
+            raise SessionEnded(reason=self.session.end_reason or EndReason.EXPIRED)
+        self._manager.touch(self.session)
+
+    def interrupt(self, turn_id: str | None = None) -> None:
+        """Stop the running turn (if it is the named one) and drop what waits behind it."""
+        if turn_id is None or (self._running is not None and self._running[0] == turn_id):
+            self._waiting.clear()
+            if self._running is not None:
+                self._running[1].cancel()
+
+    async def keep(self, engines: Engines) -> None:
+        """Hold the engine and answer until the session ends. One call, by one owner."""
+        try:
+            async with engines.lease(self.session.tutor_id) as engine:
+                self._engine.set_result(engine)
+                async with asyncio.TaskGroup() as group:
+                    work = group.create_task(self._answer_all(engine))
+                    await self.session.ended.wait()
+                    work.cancel()
+        except GpuServerError as error:
+            self._engine.set_exception(error)
+            # Whoever waits gets it; nobody may be waiting any more.
+            self._engine.exception()
+
+    async def _answer_all(self, engine: AIEngine) -> None:
+        while True:
+            await self._wake.wait()
+            while self._waiting:
+                await self._answer(engine, self._waiting.popleft())
+            self._wake.clear()
+
+    async def _answer(self, engine: AIEngine, asked: _Asked) -> None:
+        turn = Turn(
+            engine,
+            self._conversation,
+            asked.question,
+            _TurnSink(asked.listener, asked.turn_id),
+            kb_id=self.session.kb_id,
+            timeout=self.limits.turn_seconds,
+            max_audio_seconds=self.limits.audio_seconds,
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._running = (asked.turn_id, group.create_task(turn.run()))
+        # The top of a turn: it has told the student by itself; one bug must not end the session.
+        except Exception:
+            log.exception("turn failed", session=self.session.id, turn=asked.turn_id)
+        finally:
+            self._running = None
+        if not self.session.ended.is_set():
+            self._manager.touch(self.session)
+
+
+class LiveSessions:
+    """The sessions being served, each by a task that this object's owner runs."""
+
+    def __init__(
+        self, engines: Callable[[], Engines], manager: SessionManager, limits: Limits
+    ) -> None:
+        """`engines` is asked when a session is opened: it may still be loading before that."""
+        self._engines, self._manager, self._limits = engines, manager, limits
+        self._live: dict[str, LiveSession] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Own the tasks of all live sessions; on leaving, every session is ended and awaited."""
+        async with asyncio.TaskGroup() as self._group:
+            try:
+                yield
+            finally:
+                self._manager.end_all()
+
+    def open(self, session: Session) -> LiveSession:
+        """The live session of a session, begun if this is its first client."""
+        live = self._live.get(session.id)
+        if live is None:
+            if self._group is None:
+                raise RuntimeError("LiveSessions.open outside `running`")
+            live = self._live[session.id] = LiveSession(session, self._manager, self._limits)
+            self._group.create_task(self._keep(live))
+        return live
+
+    async def _keep(self, live: LiveSession) -> None:
+        try:
+            await live.keep(self._engines())
+        # The top of a session's task: one session's bug must not take the others down.
+        except Exception:
+            log.exception("live session failed", session=live.session.id)
+        finally:
+            del self._live[live.session.id]

@@ -1,0 +1,235 @@
+"""Fixtures: settings without this machine's environment, scripted servers, and guards."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from blockbuster import blockbuster_ctx
+from fastapi import FastAPI
+
+from gpuserver import config
+from gpuserver.api.state import State
+from gpuserver.client import Management
+from gpuserver.config import Settings
+from gpuserver.tutor.tutoring import Tutoring
+from gpuserver.unified_server import create_app, uvicorn_config
+from tests.fakes import Cast
+
+COURSE = """# Loops
+
+## Lists
+
+A list is an ordered collection of items. To write a list, put items in square brackets.
+
+```python
+fruits = ["apple", "pear"]
+```
+
+## Nested loops
+
+A loop inside another loop is called nested.
+"""
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of this machine reaches a test, and no `.env` of this folder."""
+    for name in list(os.environ):
+        if name.lower() in Settings.model_fields or config.TUTOR_OVERRIDE.fullmatch(name):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _restored_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_blocks() -> Iterator[None]:
+    """The server blocks no event loop: no file, socket or sleep call from inside one."""
+    clients = ["gpuserver.client", "gpuserver.connectivity", "gpuserver.cli"]
+    with blockbuster_ctx("gpuserver", excluded_modules=clients):
+        yield
+
+
+@pytest.fixture(autouse=True)
+async def _no_task_is_left() -> AsyncIterator[None]:
+    """No unowned task outlives a test."""
+    before = asyncio.all_tasks()
+    yield
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    assert not left, f"tasks left behind: {left}"
+
+
+@pytest.fixture
+def cast() -> Iterator[Cast]:
+    cast = Cast()
+    yield cast
+    cast.assert_used_up()
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> Callable[..., Settings]:
+    """Settings over a small course of two passages and two tutors."""
+    course = tmp_path / "course" / "en"
+    course.mkdir(parents=True)
+    (course / "01-loops.md").write_text(COURSE, encoding="utf-8")
+    tutors = tmp_path / "tutors.yaml"
+    tutors.write_text(
+        "courses: {loops: course}\n"
+        "tutors:\n"
+        "  - {id: 1, name: Ada, knowledge: [loops]}\n"
+        "  - {id: 2, name: 林老师, language: zh, knowledge: [loops]}\n",
+        encoding="utf-8",
+    )
+
+    def make(**given: Any) -> Settings:
+        defaults = {"data_dir": tmp_path / "data", "tutors_file": tutors}
+        return config.load(None, **{**defaults, **given})[0]
+
+    return make
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A real server on a real port, over scripted providers."""
+
+    url: str
+    app: FastAPI
+    state: State
+    cast: Cast
+
+    def management(self, key: str = "") -> Management:
+        return Management(self.url, key)
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Scripted]]
+
+
+@pytest.fixture
+def serve(cast: Cast, make_settings: Callable[..., Settings]) -> Serve:
+    """`async with serve(max_sessions=2) as server:` runs a scripted server with those settings."""
+
+    @asynccontextmanager
+    async def run(**given: Any) -> AsyncIterator[Scripted]:
+
+        def assemble() -> tuple[Settings, Tutoring, FastAPI]:
+            settings = make_settings(**given)
+            tutoring = Tutoring(settings, factory=cast.find)
+            return settings, tutoring, create_app(settings, tutoring)
+
+        settings, tutoring, app = await asyncio.to_thread(assemble)
+        async with uvicorn_on(app, settings) as url:
+            while not tutoring.progress.ready:
+                await asyncio.sleep(0.005)
+            yield Scripted(url, app, app.state.gpuserver, cast)
+
+    return run
+
+
+@asynccontextmanager
+async def uvicorn_on(app: FastAPI, settings: Settings) -> AsyncIterator[str]:
+    """Run an app on a free port of the loopback; gives its address."""
+    settings_of_uvicorn = uvicorn_config(app, settings)
+    settings_of_uvicorn.host, settings_of_uvicorn.port = "127.0.0.1", 0
+    server = uvicorn.Server(settings_of_uvicorn)
+    serving = asyncio.create_task(server._serve(None))
+    try:
+        while not server.started:
+            assert not serving.done(), "the server ended while starting"
+            await asyncio.sleep(0.005)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await serving
+
+
+@dataclass(frozen=True)
+class Running:
+    """The product as a process of its own, with its real embedded engines."""
+
+    url: str
+    pid: int
+    log: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """`gpuserver serve` with the shipped tutors and course, on a free port."""
+    folder = tmp_path_factory.mktemp("server")
+    with running_server(folder, MAX_SESSIONS="100") as running:
+        yield running
+
+
+def running_server(folder: Path, **environment: str) -> Any:
+    """A server process in a folder of its own; ended by its process id."""
+    return _RunningServer(folder, environment)
+
+
+class _RunningServer:
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._folder, self._environment = folder, environment
+
+    def __enter__(self) -> Running:
+        log = self._folder / "log"
+        environment = {
+            **os.environ,
+            "DATA_DIR": str(self._folder / "data"),
+            "MANAGEMENT_API_PORT": "0",
+            **self._environment,
+        }
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "gpuserver", "serve"],
+                cwd=self._folder,
+                env=environment,
+                stdout=output,
+                stderr=output,
+            )
+        return Running(self._wait(log), self._process.pid, log)
+
+    def __exit__(self, *_: object) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise
+
+    def _wait(self, log: Path) -> str:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            assert self._process.poll() is None, log.read_text()
+            found = re.search(r"url=(\S+)", log.read_text())
+            if found:
+                url = found[1]
+                if httpx2.get(f"{url}/ready", trust_env=False).status_code == 200:
+                    return url
+            time.sleep(0.1)
+        raise AssertionError(log.read_text())
