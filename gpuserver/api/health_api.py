@@ -1,0 +1,121 @@
+"""The health door: is it alive, may students come, what runs."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any, Final, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from gpuserver import __version__
+from gpuserver.api.security import Guarded
+from gpuserver.api.state import State, state_of
+
+SERVICE: Final = "GPU Server Management API"
+
+
+class Health(BaseModel):
+    status: Literal["healthy"] = "healthy"
+    service: str = SERVICE
+    version: str = __version__
+    ready: bool
+    active_sessions: int
+    max_sessions: int
+
+
+class SocketHealth(Health):
+    active_connections: int
+
+
+class Readiness(BaseModel):
+    """`done` of `total` steps of a stage of loading."""
+
+    ready: bool
+    stage: str
+    done: int
+    total: int
+
+
+class RuntimeInfo(BaseModel):
+    """A loaded model and how many tutors' engines share it."""
+
+    kind: str
+    provider: str
+    model: str
+    engines: int
+
+
+class Status(SocketHealth):
+    uptime_seconds: int
+    memory_peak_mb: int
+    live_sessions: int
+    engines: int
+    runtimes: list[RuntimeInfo]
+    tutors: dict[str, dict[str, str]]
+
+
+router = APIRouter()
+
+
+def _health(state: State) -> dict[str, Any]:
+    return {
+        "ready": state.tutoring.progress.ready,
+        "active_sessions": len(state.sessions),
+        "max_sessions": state.sessions.limit,
+    }
+
+
+@router.get("/health")
+@router.get("/mgmt/health", include_in_schema=False)
+async def health(request: Request) -> Health:
+    """200 as long as the process answers; `ready` says whether students may come."""
+    return Health(**_health(state_of(request)))
+
+
+@router.get("/ws/health")
+async def socket_health(request: Request) -> SocketHealth:
+    """The same, with the number of open WebSockets."""
+    state = state_of(request)
+    return SocketHealth(**_health(state), active_connections=state.door.connections)
+
+
+@router.get("/ready")
+async def ready(request: Request, response: Response) -> Readiness:
+    """200 after a warm-up that ran every model, 503 with the progress of loading before."""
+    progress = state_of(request).tutoring.progress
+    if not progress.ready:
+        response.status_code = 503
+        response.headers["Retry-After"] = "1"
+    return Readiness(
+        ready=progress.ready, stage=progress.stage, done=progress.done, total=progress.total
+    )
+
+
+@router.get("/status")
+async def status(request: Request, _: Guarded) -> Status:
+    """What is loaded, for whom, and how much of it is in use."""
+    state = state_of(request)
+    tutoring = state.tutoring
+    scale = 1 if sys.platform == "darwin" else 1024
+    return Status(
+        **_health(state),
+        active_connections=state.door.connections,
+        uptime_seconds=round(time.monotonic() - state.started),
+        memory_peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale >> 20,
+        live_sessions=len(state.live_sessions),
+        engines=len(tutoring.engines) if tutoring.progress.ready else 0,
+        runtimes=[
+            RuntimeInfo(kind=k.kind, provider=k.provider, model=k.model, engines=leases)
+            for k, leases in tutoring.runtimes.loaded().items()
+        ],
+        tutors={
+            f"{tutor.id} {tutor.name}": {
+                kind: f"{key.provider} {key.model}".strip()
+                for kind, key in tutoring.catalogue.runtime_keys(tutor).items()
+            }
+            for tutor in tutoring.catalogue
+        },
+    )

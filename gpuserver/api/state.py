@@ -1,0 +1,34 @@
+"""What the doors of one app share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import HTTPConnection
+
+from gpuserver.api.security import ManagementGuard
+from gpuserver.api.websocket_server import Door
+from gpuserver.config import Settings
+from gpuserver.live.live_session import LiveSessions
+from gpuserver.sessions.session_manager import SessionManager
+from gpuserver.tutor.tutoring import Tutoring
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """Everything that lives as long as the app."""
+
+    settings: Settings
+    tutoring: Tutoring
+    sessions: SessionManager
+    live_sessions: LiveSessions
+    door: Door
+    guard: ManagementGuard
+    started: float
+    """When the app was made, on the monotonic clock."""
+
+
+def state_of(request: HTTPConnection) -> State:
+    """The state of the app that serves this request."""
+    state: State = request.app.state.gpuserver
+    return state

@@ -1,0 +1,312 @@
+"""The command line: serve, ask, chat, check, tutors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from gpuserver import (
+    __version__,
+    background,
+    config,
+    connectivity,
+    observability,
+    unified_server,
+)
+from gpuserver.audio import wav
+from gpuserver.errors import ConfigurationError, GpuServerError, TextEmpty
+from gpuserver.tutor import events
+from gpuserver.tutor.ai_engine import AIEngine
+from gpuserver.tutor.conversation import Conversation
+from gpuserver.tutor.turn import Question, Turn
+from gpuserver.tutor.tutoring import Tutoring
+
+app = typer.Typer(
+    help="A school's own virtual tutor, on its own machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False)
+notes = Console(stderr=True, highlight=False)
+
+TutorId = Annotated[int | None, typer.Option("--tutor", help="Tutor id; default: the file's.")]
+KbId = Annotated[str | None, typer.Option("--kb", help="Knowledge base to ask as well.")]
+
+
+def run() -> int:
+    """Run the command line; returns the exit status. What goes wrong is one sentence."""
+    try:
+        app()
+    except GpuServerError as error:
+        notes.print(f"gpuserver: {error}", style="red", markup=False)
+        return 2 if isinstance(error, ConfigurationError) else 1
+    return 0
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Instead of MANAGEMENT_API_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Instead of MANAGEMENT_API_PORT.")] = None,
+) -> None:
+    """Run the server in the foreground."""
+    given: dict[str, Any] = {"management_api_host": host, "management_api_port": port}
+    settings, warnings = config.load(**{k: v for k, v in given.items() if v is not None})
+    for warning in warnings:
+        notes.print(f"warning: {warning}", style="yellow", markup=False)
+    raise typer.Exit(unified_server.serve(settings))
+
+
+@app.command()
+def start() -> None:
+    """Run the server in the background; returns when students may come."""
+    settings, warnings = config.load()
+    for warning in warnings:
+        notes.print(f"warning: {warning}", style="yellow", markup=False)
+    with _loading() as show:
+
+        def watch(ready: dict[str, Any]) -> None:
+            show(ready.get("stage", "starting"), ready.get("done", 0), ready.get("total", 0))
+
+        url = background.start(settings, watch)
+    _introduce(url, settings)
+
+
+@app.command()
+def stop() -> None:
+    """Stop the background server of this data folder, and its workers."""
+    settings, _ = config.load()
+    pid = background.stop(settings)
+    out.print("No server is running here." if pid is None else f"Stopped (process {pid}).")
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="The question, typed.")] = "",
+    audio: Annotated[Path | None, typer.Option(help="A recording to ask instead.")] = None,
+    save: Annotated[Path | None, typer.Option("--out", help="WAV to write the answer to.")] = None,
+    tutor: TutorId = None,
+    kb: KbId = None,
+) -> None:
+    """Ask one question in process: no server needed."""
+    if (question != "") == (audio is not None):
+        raise typer.BadParameter("give either a question or --audio")
+    if audio is None and not question.strip():
+        raise TextEmpty
+    clip = None if audio is None else _read(audio)
+    asyncio.run(_ask(question, clip, save, tutor, kb))
+
+
+@app.command()
+def chat(tutor: TutorId = None, kb: KbId = None) -> None:
+    """Talk with a tutor by typing, in process; an empty line ends it."""
+    asyncio.run(_chat(tutor, kb))
+
+
+@app.command()
+def check(
+    url: Annotated[str, typer.Option(help="Base address of the server; default: this one.")] = "",
+    key: Annotated[str, typer.Option(help="Management key; default: MANAGEMENT_API_KEY.")] = "",
+) -> None:
+    """Check a running server: one line a promise, the fix beside a failure."""
+    settings, _ = config.load()
+    url = url or f"http://{settings.management_api_host}:{settings.management_api_port}"
+    failures = asyncio.run(_check(url, key or settings.management_api_key))
+    raise typer.Exit(1 if failures else 0)
+
+
+@app.command()
+def tutors() -> None:
+    """List the tutors and what each runs on."""
+    settings, _ = config.load()
+    table = Table("id", "name", "language", "answers", "hears", "speaks", "courses")
+    catalogue = Tutoring(settings).catalogue
+    for tutor in catalogue:
+        keys = catalogue.runtime_keys(tutor)
+        engines = [keys[kind].provider if kind in keys else "–" for kind in _SHOWN]
+        table.add_row(
+            str(tutor.id), tutor.name, tutor.language, *engines, ", ".join(tutor.knowledge)
+        )
+    out.print(table)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    out.print(__version__)
+
+
+_SHOWN = ("llm", "asr", "tts")
+
+
+async def _ask(
+    question: str, clip: bytes | None, save: Path | None, tutor: int | None, kb: str | None
+) -> None:
+    async with _engine(tutor) as (engine, settings):
+        printer = _Printer()
+        asked = Question(engine.tutor.language, question, clip, speak=save is not None)
+        turn = Turn(
+            engine,
+            Conversation(0),
+            asked,
+            printer,
+            kb_id=kb,
+            timeout=settings.turn_timeout_seconds,
+            max_audio_seconds=settings.max_audio_seconds,
+        )
+        await turn.run()
+    if printer.error is not None:
+        raise printer.error
+    if save is not None:
+        _write(save, printer)
+
+
+async def _chat(tutor: int | None, kb: str | None) -> None:
+    async with _engine(tutor) as (engine, settings):
+        conversation = Conversation(settings.history_turns)
+        out.print(engine.tutor.greet(), style="bold", markup=False)
+        while question := (await asyncio.to_thread(_prompt)).strip():
+            printer = _Printer()
+            turn = Turn(
+                engine,
+                conversation,
+                Question(engine.tutor.language, question),
+                printer,
+                kb_id=kb,
+                timeout=settings.turn_timeout_seconds,
+                max_audio_seconds=settings.max_audio_seconds,
+            )
+            await turn.run()
+            if printer.error is not None:
+                notes.print(str(printer.error), style="red", markup=False)
+
+
+async def _check(url: str, key: str) -> int:
+    failures = 0
+    marks = {True: "[green]ok  [/]", False: "[red]FAIL[/]", None: "[yellow]off [/]"}
+    async for result in connectivity.check(url, key):
+        failures += result.ok is False
+        out.print(marks[result.ok], f"{result.name}:", end=" ")
+        out.print(result.detail, markup=False, soft_wrap=True)
+        if result.fix:
+            out.print(f"     fix: {result.fix}", markup=False, soft_wrap=True)
+    return failures
+
+
+@asynccontextmanager
+async def _engine(tutor_id: int | None) -> AsyncIterator[tuple[AIEngine, config.Settings]]:
+    """A tutor's engine in this process, loaded with progress shown."""
+    settings, _ = config.load()
+    observability.configure("WARNING", "console")
+    with _loading() as show:
+        house = Tutoring(settings, lambda now: show(now.stage, now.done, now.total))
+        await house.load()
+    try:
+        wanted = house.catalogue.default.id if tutor_id is None else tutor_id
+        async with house.engines.lease(wanted) as engine:
+            yield engine, settings
+    finally:
+        await house.close()
+
+
+@contextmanager
+def _loading() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on the terminal, or one line a stage where there is none."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
+    with Progress(*columns, console=notes, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        said = ""
+
+        def show(stage: str, done: int, total: int) -> None:
+            nonlocal said
+            bar.update(task, description=stage, completed=done, total=total or None)
+            if stage != said and not notes.is_terminal:
+                notes.print(f"… {stage}", markup=False)
+            said = stage
+
+        yield show
+
+
+def _introduce(url: str, settings: config.Settings) -> None:
+    """Where the server is and what runs there."""
+    out.print(f"The tutor is ready: [bold]{url}/[/]", soft_wrap=True)
+    if settings.websocket_url:
+        out.print(f"  public WebSocket  {settings.websocket_url}/ws/ws/<session>", soft_wrap=True)
+    out.print(f"  API documentation {url}/docs", soft_wrap=True)
+    out.print(f"  log               {settings.data_dir / 'logs' / 'server.log'}", soft_wrap=True)
+    catalogue = Tutoring(settings).catalogue
+    for tutor in catalogue:
+        runs = [
+            f"{kind} {key.provider} {key.model}".strip()
+            for kind, key in catalogue.runtime_keys(tutor).items()
+        ]
+        out.print(f"  tutor {tutor.id} {tutor.name}: {', '.join(runs)}", markup=False)
+    out.print("  stop it with ./stop.sh; try it with gpuserver check")
+
+
+class _Printer:
+    """A sink that shows a turn on the terminal and keeps its speech."""
+
+    def __init__(self) -> None:
+        self.pcm: list[bytes] = []
+        self.sample_rate = 0
+        self.error: GpuServerError | None = None
+
+    async def write(self, event: events.Event) -> None:
+        match event:
+            case events.Recognised(transcript):
+                out.print(f"(heard: {transcript.text})", style="dim", markup=False)
+            case events.TextDelta(text):
+                out.print(text, end="", markup=False, soft_wrap=True)
+            case events.SpeechChunk(speech, _):
+                self.pcm.append(speech.pcm)
+                self.sample_rate = speech.sample_rate
+            case events.Sources(passages):
+                self._sources = [
+                    f"[{n}] {p.document}: {p.heading}" for n, p in enumerate(passages, 1)
+                ]
+            case events.TextDone():
+                out.print()
+                for line in getattr(self, "_sources", []):
+                    out.print(line, style="dim", markup=False)
+            case events.Ended(error=GpuServerError() as error):
+                self.error = error
+
+
+def _prompt() -> str:
+    try:
+        return input("> ")
+    except EOFError:
+        return ""
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            problem=f"Can't read {path}: {error.strerror}.", fix="check the path."
+        ) from error
+
+
+def _write(path: Path, printer: _Printer) -> None:
+    if not printer.pcm:
+        raise ConfigurationError(
+            problem="There is no speech to save: the tutor has no voice for this language.",
+            fix="set TTS_PROVIDER, or the tutor's voices.",
+        )
+    try:
+        path.write_bytes(wav(b"".join(printer.pcm), printer.sample_rate))
+    except OSError as error:
+        raise ConfigurationError(
+            problem=f"Can't write {path}: {error.strerror}.", fix="choose another file."
+        ) from error
+    notes.print(f"speech written to {path}", markup=False)

@@ -1,0 +1,197 @@
+"""The one app: every door on one port over shared sessions and engines; and its process."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from gpuserver import __version__, observability
+from gpuserver.api import health_api, management_api, pages
+from gpuserver.api.security import Hardening, ManagementGuard, error_response
+from gpuserver.api.state import State
+from gpuserver.api.websocket_server import AbortableProtocol, Door
+from gpuserver.background import claimed
+from gpuserver.config import Settings
+from gpuserver.errors import ConfigurationError, GpuServerError
+from gpuserver.live.live_session import Limits, LiveSessions
+from gpuserver.sessions.session_manager import SessionManager
+from gpuserver.tutor.tutoring import Tutoring
+
+log = observability.get_logger(__name__)
+
+_SWEEP_SECONDS = 1.0
+
+
+def create_app(
+    settings: Settings,
+    tutoring: Tutoring | None = None,
+    on_fatal: Callable[[GpuServerError], None] | None = None,
+) -> FastAPI:
+    """The server as an ASGI app. It answers `/health` at once and loads its models meanwhile.
+
+    `on_fatal` is told when loading fails for good; without it the app stays, never ready.
+    Raises ConfigurationError.
+    """
+    tutoring = tutoring or Tutoring(settings)
+    state = _state(settings, tutoring)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            loading = group.create_task(_load(tutoring, on_fatal))
+            sweeping = group.create_task(state.sessions.sweep_forever(_SWEEP_SECONDS))
+            async with state.live_sessions.running():
+                yield
+            loading.cancel()
+            sweeping.cancel()
+        await tutoring.close()
+
+    app = FastAPI(
+        title="gpuserver",
+        summary="A school's own virtual tutor, on its own machine.",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.gpuserver = state
+    app.include_router(management_api.router, prefix="/v1", tags=["management"])
+    app.include_router(management_api.router, prefix="/mgmt/v1", include_in_schema=False)
+    app.include_router(health_api.router, tags=["health"])
+    app.include_router(pages.router)
+    app.include_router(state.door.router())
+    pages.mount_assets(app)
+    app.add_middleware(Hardening, max_body_bytes=settings.max_body_bytes)
+    app.add_exception_handler(GpuServerError, _tell)
+    app.add_exception_handler(RequestValidationError, _tell_invalid)
+    return app
+
+
+def serve(settings: Settings) -> int:
+    """Run the server until it is stopped; returns the exit status.
+
+    Raises ConfigurationError when it can't start: port in use, unwritable folder, missing model.
+    """
+    observability.configure(settings.log_level, settings.log_format)
+    listener = _bind(settings)
+    fatal: list[GpuServerError] = []
+    server: uvicorn.Server
+
+    def stop(error: GpuServerError) -> None:
+        fatal.append(error)
+        server.should_exit = True
+
+    app = create_app(settings, on_fatal=stop)
+    server = uvicorn.Server(uvicorn_config(app, settings))
+    url = _address(listener)
+    with listener, claimed(settings.data_dir, url):
+        log.info("listening", url=url)
+        server.run(sockets=[listener])
+    if fatal:
+        raise fatal[0]
+    return 0
+
+
+def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn runs the app, with its limits."""
+    return uvicorn.Config(
+        app,
+        ws=AbortableProtocol,
+        ws_max_size=settings.max_message_bytes,
+        # Compression costs 40 % CPU, and 15 kB of it can inflate to 15 MB.
+        ws_per_message_deflate=False,
+        limit_concurrency=settings.max_connections,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """Take the port before anything is loaded, so that a second server fails at once."""
+    host, port = settings.management_api_host, settings.management_api_port
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigurationError(
+            problem=f"Can't listen on {host} port {port}: {error.strerror or error}.",
+            fix="stop the program that uses the port (./stop.sh if it is gpuserver), "
+            "or set MANAGEMENT_API_PORT (MANAGEMENT_API_HOST) to another one.",
+        ) from error
+
+
+def _address(listener: socket.socket) -> str:
+    """Where this machine reaches the listener."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _state(settings: Settings, tutoring: Tutoring) -> State:
+    sessions = SessionManager(
+        settings.max_sessions, settings.session_timeout_seconds, time.monotonic
+    )
+    limits = Limits(
+        text_chars=settings.max_text_chars,
+        audio_seconds=settings.max_audio_seconds,
+        message_bytes=settings.max_message_bytes,
+        waiting_questions=settings.max_waiting_questions,
+        history_turns=settings.history_turns,
+        turn_seconds=settings.turn_timeout_seconds,
+    )
+    live_sessions = LiveSessions(lambda: tutoring.engines, sessions, limits)
+    door = Door(
+        sessions,
+        live_sessions,
+        lambda kb_id: tutoring.knowledge.known(kb_id),
+        settings.allowed_origins,
+        settings.send_timeout_seconds,
+    )
+    return State(
+        settings,
+        tutoring,
+        sessions,
+        live_sessions,
+        door,
+        ManagementGuard(settings),
+        time.monotonic(),
+    )
+
+
+async def _load(tutoring: Tutoring, on_fatal: Callable[[GpuServerError], None] | None) -> None:
+    began = time.monotonic()
+    try:
+        await tutoring.load()
+    except GpuServerError as error:
+        log.error("loading failed", code=error.code)
+        if on_fatal is None:
+            raise
+        on_fatal(error)
+    else:
+        log.info("ready", seconds=round(time.monotonic() - began, 2))
+
+
+async def _tell(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, GpuServerError)
+    return error_response(error)
+
+
+async def _tell_invalid(request: Request, error: Exception) -> JSONResponse:
+    """FastAPI's usual 422, without echoing the input, which may be huge, secret or not JSON."""
+    assert isinstance(error, RequestValidationError)
+    detail: list[dict[str, Any]] = [
+        {"type": e["type"], "loc": [str(part) for part in e["loc"]], "msg": e["msg"]}
+        for e in error.errors()[:20]
+    ]
+    return JSONResponse({"detail": detail, "code": "bad_request"}, 422)
