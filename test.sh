@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs all of them; `./test.sh fast` leaves the slow ones out.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+. requirements/install.sh
+
+case "${1:-}" in
+    "" | fast) ;;
+    *) die "usage: ./test.sh [fast]" ;;
+esac
+
+# Speech to recognise, a browser to drive, and a font for its Chinese.
+need_debian() {
+    local missing=()
+    command -v flite >/dev/null || missing+=(flite)
+    if [ "${1:-}" != fast ]; then
+        command -v chromium >/dev/null || missing+=(chromium)
+        [ -e /usr/share/fonts/truetype/wqy/wqy-microhei.ttc ] || missing+=(fonts-wqy-microhei)
+    fi
+    [ ${#missing[@]} -eq 0 ] && return
+    local sudo=""
+    [ "$(id -u)" -eq 0 ] || sudo="sudo -n"
+    local line="apt-get update && apt-get install -y ${missing[*]}"
+    if ! command -v apt-get >/dev/null || { [ -n "$sudo" ] && ! $sudo true 2>/dev/null; }; then
+        die "The tests need: ${missing[*]}. Run this, then ./test.sh again:
+    sudo sh -c '$line'"
+    fi
+    echo "Installing ${missing[*]} …"
+    DEBIAN_FRONTEND=noninteractive $sudo sh -c "$line" >/dev/null ||
+        die "Installing ${missing[*]} failed. Fix: run it by hand to see why: sudo sh -c '$line'"
+}
+
+step() { printf '\n== %s\n' "$*"; }
+
+install_packages requirements/base.txt requirements/test.txt
+touch .venv/.with-tests
+need_debian "${1:-}"
+
+step "ruff"
+.venv/bin/ruff check gpuserver tests bench
+.venv/bin/ruff format --check gpuserver tests bench
+step "mypy"
+.venv/bin/mypy
+step "import contracts"
+.venv/bin/lint-imports
+step "tests"
+if [ "${1:-}" = fast ]; then
+    exec .venv/bin/python -m pytest -m "not slow and not browser"
+fi
+exec .venv/bin/python -m pytest
