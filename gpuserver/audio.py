@@ -57,6 +57,10 @@ _OPTIONS: Final = {
 }
 
 
+_SLACK_SECONDS: Final = 0.5
+"""A recorder that stops at the limit stops a little late."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Audio:
     """Mono sound: int16 samples of shape (n,) at `sample_rate` hertz."""
@@ -135,7 +139,7 @@ def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFra
 
 
 def _counted(pieces: Iterator[NDArray[np.int16]], max_seconds: float) -> NDArray[np.int16]:
-    limit = int(max_seconds * SAMPLE_RATE)
+    limit = int((max_seconds + _SLACK_SECONDS) * SAMPLE_RATE)
     kept: list[NDArray[np.int16]] = []
     count = 0
     for piece in pieces:

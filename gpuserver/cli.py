@@ -23,6 +23,7 @@ from gpuserver import (
 )
 from gpuserver.audio import wav
 from gpuserver.errors import ConfigurationError, GpuServerError, TextEmpty
+from gpuserver.providers import names
 from gpuserver.tutor import events
 from gpuserver.tutor.ai_engine import AIEngine
 from gpuserver.tutor.conversation import Conversation
@@ -244,11 +245,9 @@ def _introduce(url: str, settings: config.Settings) -> None:
     out.print(f"  log               {settings.data_dir / 'logs' / 'server.log'}", soft_wrap=True)
     catalogue = Tutoring(settings).catalogue
     for tutor in catalogue:
-        runs = [
-            f"{kind} {key.provider} {key.model}".strip()
-            for kind, key in catalogue.runtime_keys(tutor).items()
-        ]
-        out.print(f"  tutor {tutor.id} {tutor.name}: {', '.join(runs)}", markup=False)
+        runs = names(catalogue.runtime_keys(tutor)).items()
+        listed = ", ".join(f"{kind} {name}" for kind, name in runs)
+        out.print(f"  tutor {tutor.id} {tutor.name}: {listed}", markup=False)
     out.print("  stop it with ./stop.sh; try it with gpuserver check")
 
 

@@ -8,6 +8,7 @@ import struct
 import time
 import wave
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 
 import av
@@ -85,7 +86,7 @@ def test_a_long_recording_is_refused_by_what_it_holds_not_by_what_it_says() -> N
     assert decode(header(size=0xFFFFFF00), LIMIT).seconds == pytest.approx(1, abs=0.01)
     assert decode(header(size=0xFFFFFF00)[:364], LIMIT).seconds == pytest.approx(0.01, abs=0.001)
     with pytest.raises(AudioTooLong):
-        decode(header(size=0xFFFFFF00), 0.5)
+        decode(header(size=0xFFFFFF00), 0.25)
 
 
 def test_exactly_the_cap_is_accepted() -> None:
@@ -152,10 +153,8 @@ def test_hundreds_of_tracks_cost_nothing() -> None:
             frame.pts = 0
             file.mux(track.encode(frame))
     started = time.monotonic()
-    try:
+    with suppress(AudioInvalid):
         assert decode(out.getvalue(), LIMIT).seconds < 1
-    except AudioInvalid:
-        pass
     assert time.monotonic() - started < 1
 
 
@@ -176,10 +175,8 @@ def test_a_damaged_clip_does_not_break_the_decoder() -> None:
         damaged = clip.copy()
         for at in rng.integers(0, len(clip), 20):
             damaged[at] = int(rng.integers(0, 256))
-        try:
+        with suppress(AudioInvalid, AudioTooLong):
             decode(bytes(damaged), LIMIT)
-        except (AudioInvalid, AudioTooLong):
-            pass
 
 
 @pytest.mark.parametrize(

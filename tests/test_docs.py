@@ -84,7 +84,7 @@ def test_every_client_message_and_field_is_documented(message: Any) -> None:
         assert name in row[0]
 
 
-@pytest.mark.parametrize("kind", subclasses(errors.GpuServerError), ids=lambda kind: kind.code)
+@pytest.mark.parametrize("kind", subclasses(errors.GpuServerError), ids=lambda kind: str(kind.code))
 def test_every_error_code_is_documented_and_has_both_languages(kind: Any) -> None:
     assert f"| `{kind.code}` | {kind.status} |" in text("docs/protocol.md")
     assert re.findall(r"{(\w+)", kind.en) == re.findall(r"{(\w+)", kind.zh) or sorted(

@@ -15,7 +15,7 @@ from gpuserver.audio import wav
 from gpuserver.errors import AudioInvalid, GpuServerError
 from gpuserver.language import LANGUAGES
 from gpuserver.live.live_session import LiveSession
-from gpuserver.providers import Passage
+from gpuserver.providers import Passage, names
 from gpuserver.tutor import events
 from gpuserver.tutor.ai_engine import AIEngine
 from gpuserver.tutor.turn import Question
@@ -153,7 +153,7 @@ class DialectV2(Dialect):
                     limits.message_bytes,
                     limits.waiting_questions,
                 ),
-                engines=self._engine.names,
+                engines=names(self._engine.keys),
                 notice=None if notice is None else notice.sentence(self._language),
             )
         )

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from gpuserver import __version__
 from gpuserver.api.security import Guarded
 from gpuserver.api.state import State, state_of
+from gpuserver.providers import names
 
 SERVICE: Final = "GPU Server Management API"
 
@@ -24,6 +25,8 @@ class Health(BaseModel):
     ready: bool
     active_sessions: int
     max_sessions: int
+    engines: dict[str, str]
+    """What the default tutor runs on, by kind."""
 
 
 class SocketHealth(Health):
@@ -52,7 +55,7 @@ class Status(SocketHealth):
     uptime_seconds: int
     memory_peak_mb: int
     live_sessions: int
-    engines: int
+    cached_engines: int
     runtimes: list[RuntimeInfo]
     tutors: dict[str, dict[str, str]]
 
@@ -65,6 +68,7 @@ def _health(state: State) -> dict[str, Any]:
         "ready": state.tutoring.progress.ready,
         "active_sessions": len(state.sessions),
         "max_sessions": state.sessions.limit,
+        "engines": names(state.tutoring.catalogue.runtime_keys(state.tutoring.catalogue.default)),
     }
 
 
@@ -106,16 +110,13 @@ async def status(request: Request, _: Guarded) -> Status:
         uptime_seconds=round(time.monotonic() - state.started),
         memory_peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale >> 20,
         live_sessions=len(state.live_sessions),
-        engines=len(tutoring.engines) if tutoring.progress.ready else 0,
+        cached_engines=len(tutoring.engines) if tutoring.progress.ready else 0,
         runtimes=[
             RuntimeInfo(kind=k.kind, provider=k.provider, model=k.model, engines=leases)
             for k, leases in tutoring.runtimes.loaded().items()
         ],
         tutors={
-            f"{tutor.id} {tutor.name}": {
-                kind: f"{key.provider} {key.model}".strip()
-                for kind, key in tutoring.catalogue.runtime_keys(tutor).items()
-            }
+            f"{tutor.id} {tutor.name}": names(tutoring.catalogue.runtime_keys(tutor))
             for tutor in tutoring.catalogue
         },
     )

@@ -221,6 +221,11 @@ class RuntimeKey:
     model: str = ""
 
 
+def names(keys: Mapping[Kind, RuntimeKey]) -> dict[str, str]:
+    """What runs, by kind, for people to read: {"llm": "extractive"}."""
+    return {kind: f"{key.provider} {key.model}".strip() for kind, key in keys.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a provider may keep files and how many processes or threads it may use."""

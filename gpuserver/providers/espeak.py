@@ -210,6 +210,8 @@ class Espeak:
         # A control character would be read as a command to the synthesiser, or end the text.
         text = re.sub(r"[\x00-\x1f\x7f]", " ", text).encode("utf-8", "replace").decode()
         self._choose(voice)
+        if not re.search(r"\w", text):  # espeak would read "!!!" out, sign by sign
+            return None
         self._library.espeak_SetParameter(_RATE, rate, 0)
         self._pcm.clear()
         self._words.clear()

@@ -228,7 +228,7 @@ class Recogniser:
         if vocabulary and lines:
             with open(scratch / _LANGUAGE_MODEL, "w", encoding="utf-8") as file:
                 _language_model(vocabulary, {_word(line) for line in lines}).write(file)
-        (scratch / _DICTIONARY).write_text("".join(lines or _clean_dictionary()), encoding="utf-8")
+        (scratch / _DICTIONARY).write_text("".join(lines or clean_dictionary()), encoding="utf-8")
         try:
             scratch.rename(folder)
         except OSError:  # another process was faster
@@ -254,7 +254,8 @@ def _general_dictionary() -> list[str]:
     return Path(get_model_path("en-us/cmudict-en-us.dict")).read_text("utf-8").splitlines(True)
 
 
-def _clean_dictionary() -> list[str]:
+def clean_dictionary() -> list[str]:
+    """The dictionary without its coarse words."""
     return [line for line in _general_dictionary() if not _COARSE.fullmatch(_word(line))]
 
 
@@ -289,7 +290,7 @@ def arpabet(ipa: str) -> str:
 def _recognise(decoder: Any, samples: NDArray[np.int16]) -> tuple[list[WordTime], float]:
     """The words, and the posterior probability of them all."""
     # In digital silence the decoder is sure of a word.
-    if len(samples) < _LEAST or int(np.ptp(samples)) < _FAINT:
+    if len(samples) < _LEAST or int(samples.max()) - int(samples.min()) < _FAINT:
         return [], 1.0
     decoder.reinit_feat()  # or the last speaker's voice colours what is heard
     decoder.start_utt()

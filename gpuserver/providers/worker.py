@@ -118,10 +118,11 @@ class Worker:
         try:
             reply = self._exchange(pipe, request, deadline, nobody_waits)
         except (EOFError, OSError) as error:
-            _logger.error("The %s worker died or missed its deadline.", self.engine)
             self._end()
-            with contextlib.suppress(RuntimeError):  # closed meanwhile
-                self._thread.submit(self._ready_pipe)  # for the next call
+            if not self._closed.is_set():
+                _logger.error("The %s worker died or missed its deadline.", self.engine)
+                with contextlib.suppress(RuntimeError):  # closed just now
+                    self._thread.submit(self._ready_pipe)  # for the next call
             raise EngineFailed(engine=self.engine) from error
         return _checked(self.engine, reply)
 
@@ -153,7 +154,7 @@ class Worker:
 
     def _end(self) -> None:
         if self._pipe is not None:
-            self._pipe.close()  # an idle child leaves by itself
+            self._pipe.close()
         if self._process is not None and self._process.pid is not None:
             self._process.kill()
             self._process.join()

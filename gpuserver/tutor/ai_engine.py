@@ -41,6 +41,8 @@ from gpuserver.tutor.tutors import Catalogue, Tutor
 
 log = get_logger(__name__)
 
+_LEAST_CONFIDENCE: Final = 0.1
+"""A recogniser with a closed vocabulary hears some word in any noise; that measures below this."""
 _WARM_UP: Final = "Hello, let us begin."
 
 
@@ -74,13 +76,6 @@ class AIEngine:
         """Languages it speaks aloud."""
         return [x for x in LANGUAGES if self._tts is not None and x in self.tutor.voices]
 
-    @property
-    def names(self) -> dict[str, str]:
-        """What runs where, by kind, for people to read."""
-        return {
-            kind: f"{key.provider} {key.model}".strip() for kind, key in sorted(self.keys.items())
-        }
-
     def hears(self, language: Language) -> None:
         """Raises SpeechUnavailable, with the fix, if it can't recognise this language."""
         if language not in self.listens:
@@ -97,7 +92,7 @@ class AIEngine:
             raise AssertionError("an engine without a recogniser hears no language")
         speech = await asyncio.to_thread(self._listen, clip, max_seconds)
         transcript = await self._asr.transcribe(speech, language, self._vocabulary)
-        if not transcript.text.strip():
+        if not transcript.text.strip() or transcript.confidence < _LEAST_CONFIDENCE:
             raise NotUnderstood
         return transcript
 
