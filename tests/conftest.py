@@ -6,19 +6,17 @@ import asyncio
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 from blockbuster import blockbuster_ctx
 from fastapi import FastAPI
 
@@ -27,7 +25,7 @@ from gpuserver.api.state import State
 from gpuserver.client import Management
 from gpuserver.config import Settings
 from gpuserver.tutor.tutoring import Tutoring
-from gpuserver.unified_server import create_app, uvicorn_config
+from gpuserver.unified_server import Server, create_app
 from tests.fakes import Cast
 
 COURSE = """# Loops
@@ -150,19 +148,17 @@ def serve(cast: Cast, make_settings: Callable[..., Settings]) -> Serve:
 @asynccontextmanager
 async def uvicorn_on(app: FastAPI, settings: Settings) -> AsyncIterator[str]:
     """Run an app on a free port of the loopback; gives its address."""
-    settings_of_uvicorn = uvicorn_config(app, settings)
-    settings_of_uvicorn.host, settings_of_uvicorn.port = "127.0.0.1", 0
-    server = uvicorn.Server(settings_of_uvicorn)
-    serving = asyncio.create_task(server._serve(None))
+    server = Server(app, settings)
+    server.config.host, server.config.port = "127.0.0.1", 0
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    # What uvicorn's own loop does, without its ticks of a tenth of a second.
+    await server.startup()
     try:
-        while not server.started:
-            assert not serving.done(), "the server ended while starting"
-            await asyncio.sleep(0.005)
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.should_exit = True
-        await serving
+        await server.shutdown()
 
 
 @dataclass(frozen=True)
@@ -186,50 +182,37 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
-def running_server(folder: Path, **environment: str) -> Any:
+@contextmanager
+def running_server(folder: Path, **environment: str) -> Iterator[Running]:
     """A server process in a folder of its own; ended by its process id."""
-    return _RunningServer(folder, environment)
-
-
-class _RunningServer:
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self._folder, self._environment = folder, environment
-
-    def __enter__(self) -> Running:
-        log = self._folder / "log"
-        environment = {
-            **os.environ,
-            "DATA_DIR": str(self._folder / "data"),
-            "MANAGEMENT_API_PORT": "0",
-            **self._environment,
-        }
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "gpuserver", "serve"],
-                cwd=self._folder,
-                env=environment,
-                stdout=output,
-                stderr=output,
-            )
-        return Running(self._wait(log), self._process.pid, log)
-
-    def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGTERM)
+    log = folder / "log"
+    settings = {"DATA_DIR": str(folder / "data"), "MANAGEMENT_API_PORT": "0", **environment}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gpuserver", "serve"],
+            cwd=folder,
+            env={**os.environ, **settings},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield Running(_when_ready(process, log), process.pid, log)
+    finally:
+        process.terminate()
         try:
-            self._process.wait(15)
+            process.wait(15)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            process.kill()
+            process.wait()
             raise
 
-    def _wait(self, log: Path) -> str:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            assert self._process.poll() is None, log.read_text()
-            found = re.search(r"url=(\S+)", log.read_text())
-            if found:
-                url = found[1]
-                if httpx2.get(f"{url}/ready", trust_env=False).status_code == 200:
-                    return url
-            time.sleep(0.1)
-        raise AssertionError(log.read_text())
+
+def _when_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        found = re.search(r"url=(\S+)", log.read_text())
+        if found and httpx2.get(f"{found[1]}/ready", trust_env=False).status_code == 200:
+            return found[1]
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())

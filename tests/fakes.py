@@ -64,6 +64,8 @@ class ScriptedLLM(_Runtime):
         super().__init__()
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
+        if not request.messages:
+            return  # the warm-up, which is no question
         self.requests.append(request)
         if self.scripts:
             script = self.scripts.pop(0)

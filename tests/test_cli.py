@@ -14,7 +14,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from websockets.exceptions import ConnectionClosed
 
+from gpuserver.client import Management, converse
 from gpuserver.connectivity import spoken_question
 from tests.conftest import Running, running_server
 
@@ -225,6 +227,19 @@ def test_what_can_not_work_stops_the_start(
 def test_an_unknown_setting_is_a_warning(tmp_path: Path, data_dir: Path) -> None:
     with running_server(tmp_path, MAX_SESSION="3", DATA_DIR=str(data_dir)) as running:
         assert "did you mean MAX_SESSIONS?" in running.log.read_text()
+
+
+async def test_a_server_that_stops_says_so_first(tmp_path: Path, data_dir: Path) -> None:
+    with running_server(tmp_path, DATA_DIR=str(data_dir)) as running:
+        async with Management(running.url) as management:
+            async with converse(await management.create_session()) as talk:
+                await talk.until("session.ready")
+                os.kill(running.pid, signal.SIGTERM)
+                assert (await talk.until("session.ending"))["reason"] == "shutdown"
+                with pytest.raises(ConnectionClosed) as closed:
+                    await talk.receive()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 4000
 
 
 def test_a_server_stops_in_time_though_a_client_stays(tmp_path: Path, data_dir: Path) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Origin
 
 from gpuserver.audio import wav
 from gpuserver.client import Ticket, converse
@@ -403,6 +405,20 @@ async def test_a_page_of_another_site_manages_nothing_without_a_key(serve: Serve
             answer = await management._http.get("/v1/sessions", headers=headers)
             assert answer.status_code == 403
             assert answer.json()["code"] == "origin_refused"
+
+
+async def test_a_socket_of_a_web_page_that_is_not_listed_is_refused(serve: Serve) -> None:
+    async with serve(allowed_origins=("https://school.example",)) as server:
+        async with server.management() as management:
+            ticket = await management.create_session()
+        url = f"{ticket.engine_url}?token={ticket.engine_token}"
+        own = server.url
+        for origin in ("https://school.example", own):
+            async with connect(url, origin=Origin(origin), proxy=None) as socket:
+                await socket.recv()
+        with pytest.raises(InvalidStatus):
+            async with connect(url, origin=Origin("https://evil.example"), proxy=None):
+                pass
 
 
 async def test_an_unknown_tutor_or_knowledge_base_may_be_refused(serve: Serve) -> None:

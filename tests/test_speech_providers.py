@@ -36,6 +36,8 @@ from gpuserver.providers.silero import SileroVAD
 from gpuserver.providers.worker import Worker
 from tests.speech import flite, joined, noise, silence
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = (
     "what is a tuple",
     "what is an f-string",

@@ -16,6 +16,8 @@ import pytest
 from gpuserver.errors import EngineFailed, ProviderUnavailable, SpeechUnavailable
 from gpuserver.providers.worker import Checkpoint, Worker, WorkerPool
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

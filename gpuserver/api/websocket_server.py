@@ -118,6 +118,8 @@ class Door:
         self._origins = origins
         self._send_timeout = send_timeout
         self.connections = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     def router(self) -> APIRouter:
         router = APIRouter()
@@ -141,10 +143,17 @@ class Door:
         v2 = protocol.TUTOR_V2 in offered
         await websocket.accept(protocol.TUTOR_V2 if v2 else None)
         self.connections += 1
+        self._empty.clear()
         try:
             await self._converse(websocket, session, DialectV2 if v2 else Dialect1)
         finally:
             self.connections -= 1
+            if not self.connections:
+                self._empty.set()
+
+    async def empty(self) -> None:
+        """Wait until no socket is open."""
+        await self._empty.wait()
 
     async def _converse(self, websocket: WebSocket, session: Session, kind: type[Dialect]) -> None:
         connection = Connection(websocket, self._send_timeout)

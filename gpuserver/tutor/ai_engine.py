@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -124,6 +124,9 @@ class AIEngine:
     async def warm_up(self) -> None:
         """Run every model once, so that the first student does not pay for it."""
         await self.retrieve(_WARM_UP, "en", None)
+        async with aclosing(self.generate(Request((), _WARM_UP, (), "en"))) as deltas:
+            async for _ in deltas:
+                pass
         if self._tts is not None:
             for language in self.speaks:
                 async for _ in self.speak(_WARM_UP if language == "en" else "你好。", language):
