@@ -32,7 +32,9 @@ Script = Sequence[str | asyncio.Event | Exception]
 
 
 class _Runtime:
-    """Loads at once; counts loads and closes."""
+    """Loads at once, or fails with `load_failure`; counts loads and closes."""
+
+    load_failure: Exception | None = None
 
     def __init__(self) -> None:
         self.loads = 0
@@ -43,6 +45,8 @@ class _Runtime:
 
     def load(self) -> None:
         self.loads += 1
+        if self.load_failure is not None:
+            raise self.load_failure
 
     def close(self) -> None:
         self.closes += 1

@@ -149,17 +149,13 @@ async def test_a_failed_build_leaves_nothing_behind(tutoring: Any, cast: Cast) -
     house = await tutoring()
     await house.engines.remove(1)
     loaded = house.runtimes.loaded()
-
-    def broken() -> None:
-        raise ProviderUnavailable(problem="No voice.", fix="none.")
-
-    working, cast.tts.load = cast.tts.load, broken  # type: ignore[method-assign]
+    cast.tts.load_failure = ProviderUnavailable(problem="No voice.", fix="none.")
     for _ in range(2):
         with pytest.raises(ProviderUnavailable, match="No voice"):
             await house.engines.get_ai_engine(1)
         assert len(house.engines) == 0
         assert house.runtimes.loaded() == loaded
-    cast.tts.load = working  # type: ignore[method-assign]
+    cast.tts.load_failure = None
     assert await house.engines.get_ai_engine(1)
 
 

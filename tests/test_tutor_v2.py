@@ -10,6 +10,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from gpuserver.client import Conversation, converse
+from gpuserver.errors import ProviderUnavailable
 from tests.conftest import Serve
 from tests.test_spec import CLIP
 
@@ -90,8 +91,9 @@ async def test_interrupting_stops_the_turn_and_nothing_of_it_follows(serve: Serv
             await socket.until("text.delta")
             await socket.text("one that waits behind it")
             await socket.interrupt()
-            done = await socket.until("turn.done")
-            assert done["status"] == "interrupted"
+            for _ in ("the running one", "the one behind it"):
+                done = await socket.until("turn.done")
+                assert done["status"] == "interrupted"
             await socket.ping()
             assert (await socket.receive())["type"] == "pong"
             assert server.cast.llm.running == 0
@@ -99,6 +101,35 @@ async def test_interrupting_stops_the_turn_and_nothing_of_it_follows(serve: Serv
             messages = await socket.turn()
     assert {m["turn_id"] for m in messages} == {"t3"}
     assert messages[-1]["status"] == "completed"
+
+
+async def test_a_question_interrupted_at_once_has_its_ending_too(serve: Serve) -> None:
+    async with serve() as server, server.management() as management:
+        async with converse(await management.create_session()) as socket:
+            await ready(socket)
+            for _ in range(20):
+                await socket.text("What is a list?")
+                await socket.interrupt()
+                assert (await socket.turn())[-1]["status"] == "interrupted"
+            await socket.text("next")
+            assert (await socket.turn())[-1]["status"] == "completed"
+
+
+async def test_a_tutor_that_can_not_be_had_is_explained(serve: Serve) -> None:
+    for v2 in (False, True):
+        async with serve() as server, server.management() as management:
+            failure = ProviderUnavailable(problem="No voice.", fix="none.")
+            await server.state.tutoring.engines.remove(1)
+            server.cast.tts.load_failure = failure
+            ticket = await management.create_session()
+            async with converse(ticket, v2=v2) as socket:
+                error = await socket.receive()
+                assert (error["type"], error["code"]) == ("error", "provider_unavailable")
+                with pytest.raises(ConnectionClosed):
+                    await socket.receive()
+            server.cast.tts.load_failure = None
+            async with converse(ticket, v2=v2) as socket:
+                assert (await socket.receive())["type"] != "error"
 
 
 async def test_interrupting_another_turn_by_name_changes_nothing(serve: Serve) -> None:

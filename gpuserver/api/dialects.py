@@ -20,7 +20,8 @@ from gpuserver.tutor import events
 from gpuserver.tutor.ai_engine import AIEngine
 from gpuserver.tutor.turn import Question
 
-Send = Callable[[protocol.ServerMessage1 | protocol.ServerMessage2], Awaitable[None]]
+ServerMessage = protocol.ServerMessage1 | protocol.ServerMessage2
+Send = Callable[[ServerMessage], Awaitable[None]]
 
 _QUOTE_CHARS: Final = 240
 
@@ -35,6 +36,7 @@ class Dialect(ABC):
         self._live, self._engine, self._send = live, engine, send
         self._language = engine.tutor.language
         self.replaced = asyncio.Event()
+        self._over = False
 
     def replace(self) -> None:
         self.replaced.set()
@@ -47,17 +49,32 @@ class Dialect(ABC):
     async def receive(self, frame: str) -> None:
         """Act on one text frame. Raises GpuServerError, which `refuse` then tells."""
 
-    @abstractmethod
     async def write(self, turn_id: str, event: events.Event) -> None:
-        """Tell of one turn event."""
+        """Tell of one turn event; nothing follows the last message."""
+        if not self._over:
+            await self.tell(turn_id, event)
+
+    async def end(self, error: GpuServerError) -> None:
+        """Send the last message before the socket is closed."""
+        self._over = True
+        await self.say_goodbye(error)
+
+    @abstractmethod
+    async def tell(self, turn_id: str, event: events.Event) -> None:
+        """Translate one turn event and send it."""
 
     @abstractmethod
     async def refuse(self, error: GpuServerError, turn_id: str | None = None) -> None:
         """Tell what is wrong with what the client sent, or why a turn failed."""
 
     @abstractmethod
-    async def end(self, error: GpuServerError) -> None:
-        """The last message before the socket is closed."""
+    async def say_goodbye(self, error: GpuServerError) -> None:
+        """Send the last message before the socket is closed."""
+
+    @staticmethod
+    @abstractmethod
+    def refusal(live: LiveSession, error: GpuServerError) -> ServerMessage:
+        """What is sent instead of a greeting when the tutor can't be had."""
 
     def _clip_question(self, data: str) -> Question:
         """Raises AudioInvalid, and SpeechUnavailable where the tutor can't hear its language."""
@@ -107,7 +124,7 @@ class Dialect1(Dialect):
                 question = self._clip_question(data)
         self._live.ask(question, self)
 
-    async def write(self, turn_id: str, event: events.Event) -> None:
+    async def tell(self, turn_id: str, event: events.Event) -> None:
         match event:
             case events.Started():
                 self._reset()
@@ -133,8 +150,12 @@ class Dialect1(Dialect):
     async def refuse(self, error: GpuServerError, turn_id: str | None = None) -> None:
         await self._send(protocol.Error1(error.sentence(self._language), error.code, now()))
 
-    async def end(self, error: GpuServerError) -> None:
+    async def say_goodbye(self, error: GpuServerError) -> None:
         await self.refuse(error)
+
+    @staticmethod
+    def refusal(live: LiveSession, error: GpuServerError) -> ServerMessage:
+        return protocol.Error1(error.sentence("en"), error.code, now())
 
 
 class DialectV2(Dialect):
@@ -169,7 +190,7 @@ class DialectV2(Dialect):
             case protocol.Ping():
                 await self._send(protocol.Pong(*self._stamp()))
 
-    async def write(self, turn_id: str, event: events.Event) -> None:
+    async def tell(self, turn_id: str, event: events.Event) -> None:
         match event:
             case events.TextDelta(text):
                 await self._send(protocol.TextDelta(*self._stamp(), turn_id, text))
@@ -223,10 +244,16 @@ class DialectV2(Dialect):
             )
         )
 
-    async def end(self, error: GpuServerError) -> None:
+    async def say_goodbye(self, error: GpuServerError) -> None:
         reason = str(error.details.get("reason", error.code))
         await self._send(
             protocol.SessionEnding(*self._stamp(), reason, error.sentence(self._language))
+        )
+
+    @staticmethod
+    def refusal(live: LiveSession, error: GpuServerError) -> ServerMessage:
+        return protocol.Error(
+            live.next_seq(), now(), error.code, error.sentence("en"), error.retryable
         )
 
     def _stamp(self) -> tuple[int, str]:

@@ -161,7 +161,7 @@ class Door:
         try:
             engine = await live.engine()
         except GpuServerError as error:
-            await connection.send(protocol.Error1(error.sentence("en"), error.code, ""))
+            await connection.send(kind.refusal(live, error))
             await connection.close(protocol.CLOSE_SHUTDOWN, error.code)
             return
         dialect = kind(live, engine, connection.send)

@@ -9,7 +9,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from gpuserver.errors import Busy, GpuServerError, SessionEnded, TextEmpty, TextTooLong
+from gpuserver.errors import (
+    Busy,
+    EngineFailed,
+    GpuServerError,
+    SessionEnded,
+    TextEmpty,
+    TextTooLong,
+)
 from gpuserver.observability import get_logger
 from gpuserver.sessions.session_manager import EndReason, Session, SessionManager
 from gpuserver.tutor.ai_engine import AIEngine, Engines
@@ -57,9 +64,12 @@ class _TurnSink:
 
 @dataclass(slots=True, eq=False)
 class _Asked:
+    """A question in line. One that is dropped has its turn too: one without an answer."""
+
     turn_id: str
     question: Question
     listener: Listener
+    dropped: bool = False
 
 
 class LiveSession:
@@ -126,9 +136,13 @@ class LiveSession:
         self._manager.touch(self.session)
 
     def interrupt(self, turn_id: str | None = None) -> None:
-        """Stop the running turn (if it is the named one) and drop what waits behind it."""
+        """Stop the running turn (if it is the named one) and drop what waits behind it.
+
+        Every one of them ends as interrupted, in order.
+        """
         if turn_id is None or (self._running is not None and self._running[0] == turn_id):
-            self._waiting.clear()
+            for asked in self._waiting:
+                asked.dropped = True
             if self._running is not None:
                 self._running[1].cancel()
 
@@ -142,7 +156,11 @@ class LiveSession:
                     await self.session.ended.wait()
                     work.cancel()
         except GpuServerError as error:
+            log.error("no engine", session=self.session.id, code=error.code, reason=str(error))
             self._engine.set_exception(error)
+        finally:
+            if not self._engine.done():
+                self._engine.set_exception(EngineFailed(engine="tutor"))
             # Whoever waits gets it; nobody may be waiting any more.
             self._engine.exception()
 
@@ -164,8 +182,11 @@ class LiveSession:
             max_audio_seconds=self.limits.audio_seconds,
         )
         try:
-            async with asyncio.TaskGroup() as group:
-                self._running = (asked.turn_id, group.create_task(turn.run()))
+            if not asked.dropped:
+                async with asyncio.TaskGroup() as group:
+                    self._running = (asked.turn_id, group.create_task(turn.run()))
+            if not turn.began:
+                await turn.skip()
         # The top of a turn: it has told the student by itself; one bug must not end the session.
         except Exception:
             log.exception("turn failed", session=self.session.id, turn=asked.turn_id)

@@ -62,7 +62,9 @@ class Turn:
         self._kb_id, self._timeout = kb_id, timeout
         self._max_audio_seconds = max_audio_seconds
         self._clock = clock
-        self._began = clock()
+        self.began = False
+        """Whether `run` has begun; a task that is cancelled at once never enters it."""
+        self._started_at = clock()
         self._timeline: dict[str, int] = {}
         self._asked = question.text
         self._written: list[str] = []
@@ -71,6 +73,7 @@ class Turn:
 
     async def run(self) -> None:
         """Answer, and write exactly one `Ended`; cancelled, it does so too before it stops."""
+        self.began = True
         status: Literal["completed", "interrupted", "failed"] = "failed"
         error: GpuServerError | None = EngineFailed(engine="tutor")
         try:
@@ -91,6 +94,12 @@ class Turn:
             self._remember()
             self._mark("done")
             await self._sink.write(events.Ended(status, self._timeline, self._usage(), error))
+
+    async def skip(self) -> None:
+        """Write the turn of a question that was dropped before its answer began."""
+        await self._sink.write(events.Started())
+        self._mark("done")
+        await self._sink.write(events.Ended("interrupted", self._timeline, self._usage()))
 
     async def _answer(self) -> None:
         language = self._question.language
@@ -164,7 +173,7 @@ class Turn:
 
     def _mark(self, stage: str) -> None:
         if stage not in self._timeline:
-            self._timeline[stage] = round((self._clock() - self._began) * 1000)
+            self._timeline[stage] = round((self._clock() - self._started_at) * 1000)
 
     def _usage(self) -> dict[str, int]:
         return {
