@@ -13,7 +13,7 @@ from typing import Final
 from gpuserver import protocol
 from gpuserver.audio import wav
 from gpuserver.errors import AudioInvalid, GpuServerError
-from gpuserver.language import LANGUAGES
+from gpuserver.language import LANGUAGES, prose, sentences
 from gpuserver.live.live_session import LiveSession
 from gpuserver.providers import Passage, names
 from gpuserver.tutor import events
@@ -278,9 +278,23 @@ def describe(engine: AIEngine) -> protocol.TutorInfo:
 
 
 def _source(n: int, passage: Passage) -> protocol.Source:
-    quote = passage.text[:_QUOTE_CHARS]
-    if len(passage.text) > _QUOTE_CHARS:
-        quote = quote.rstrip() + "…"
     return protocol.Source(
-        n, passage.document, passage.heading, passage.page, quote, round(passage.similarity, 3)
+        n=n,
+        document=passage.document,
+        heading=passage.heading,
+        page=passage.page,
+        quote=_quote(passage),
+        score=round(passage.similarity, 3),
     )
+
+
+def _quote(passage: Passage) -> str:
+    """The passage's first sentences, whole ones as far as they fit."""
+    between = "" if passage.language == "zh" else " "
+    quote = ""
+    for sentence in sentences(prose(passage.text)):
+        longer = f"{quote}{between if quote else ''}{sentence}"
+        if len(longer) > _QUOTE_CHARS:
+            break
+        quote = longer
+    return quote or passage.text[: _QUOTE_CHARS - 1] + "…"

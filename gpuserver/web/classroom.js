@@ -1,0 +1,241 @@
+/**
+ * The classroom page: how it starts, which view it shows, and what its header does.
+ *
+ * For tests, and for a school that looks into its console: `document.documentElement.dataset.view`
+ * is `welcome` or `room`, `dataset.activity` is `idle`, `listening`, `thinking`, `speaking` or
+ * `offline`, and `window.classroom` tells what the page hears and shows (read only).
+ */
+
+import { bindMarkup, has, language, preferredLanguage, recall, remember, say, setLanguage } from './i18n.js';
+import { Player } from './player.js';
+import { Room, explainClose } from './room.js';
+import { ApiError, createSession, endSession, engines, forget, givenSession, listTutors, readiness, sweepClosedTabs } from './session.js';
+import { TutorClient } from './tutor-client.js';
+import { showLoading, showOpening, showProblem, showTutors } from './welcome.js';
+
+const MUTED = 'classroom.muted';
+const POLL_MS = 1000;
+
+const $ = (id) => document.getElementById(id);
+const welcome = $('welcome');
+const player = new Player();
+const room = new Room(player, { closed: (detail) => onClosed(detail) });
+let session = null;
+
+window.classroom = Object.freeze({
+  /** What the room is doing. */
+  get activity() {
+    return room.activity;
+  },
+  /** Samples of speech played so far. */
+  get playedSamples() {
+    return player.playedSamples;
+  },
+  /** Loudness of what is heard now, 0 to 1, after the mute control. */
+  get peak() {
+    return player.peak();
+  },
+  /** State and sample rate of the sound output. */
+  get output() {
+    return player.output;
+  },
+  /** The mouth as it is drawn. */
+  get mouth() {
+    return room.face.mouth;
+  },
+});
+
+async function start() {
+  setLanguage(preferredLanguage());
+  bindMarkup();
+  wireHeader();
+  view('welcome');
+  await sweepClosedTabs().catch(() => {}); // Tidying up must not keep anyone out.
+  try {
+    session = givenSession();
+  } catch {
+    showProblem(welcome, 'end.badLink', {}, null);
+    return;
+  }
+  if (session) await enter({ fresh: true, stored: true });
+  else await choose();
+}
+
+/** Shows the tutors of this server. */
+async function choose() {
+  view('welcome');
+  showOpening(welcome);
+  await guarded(choose, async () => {
+    const tutors = await whenReady(listTutors);
+    showTutors(welcome, tutors, await engines(), (tutor) => begin(tutor.id));
+  });
+}
+
+/** Makes a session with a tutor and enters it. @param {number} tutorId */
+async function begin(tutorId) {
+  player.prime(); // The press that chose the tutor is what lets the browser play sound later.
+  view('welcome');
+  showOpening(welcome);
+  await guarded(() => begin(tutorId), async () => {
+    session = await whenReady(() => createSession(tutorId));
+    await enter({ fresh: true });
+  });
+}
+
+/**
+ * Connects to the session and shows the room.
+ * @param {{fresh: boolean, stored?: boolean}} how `fresh`: the conversation begins; `stored`: the
+ *   session is from before a reload, and may have ended since
+ */
+async function enter({ fresh, stored = false }) {
+  if (fresh) showOpening(welcome);
+  try {
+    const { client, ready } = await connect(session);
+    view('room');
+    room.enter(client, ready, fresh);
+    $('change').hidden = !session.id;
+    say(document.querySelector('title'), 'page.titleWith', { name: ready.tutor.name });
+  } catch (failure) {
+    await onNotConnected(failure, fresh, stored);
+  }
+}
+
+/** @returns {Promise<{client: TutorClient, ready: object}>} once the session is ready */
+function connect({ url, token }) {
+  if (location.protocol === 'https:' && url.startsWith('ws:')) return Promise.reject({ key: 'end.insecure' });
+  return new Promise((resolve, reject) => {
+    const client = new TutorClient({ url, token });
+    let ending = null;
+    let error = null;
+    client.addEventListener('session.ready', ({ detail }) => resolve({ client, ready: detail }));
+    client.addEventListener('session.ending', ({ detail }) => (ending = detail));
+    client.addEventListener('error', ({ detail }) => (error = detail));
+    client.addEventListener('close', ({ detail }) => reject({ ...detail, ending, error }));
+  });
+}
+
+/** The server refused the session, or could not be reached; a browser does not tell which. */
+async function onNotConnected(failure, fresh, stored) {
+  const again = { key: 'do.again', act: () => enter({ fresh }) };
+  if (failure.key) return problem(failure.key, null);
+  // Accepted, explained, then closed: the tutor itself can't be had.
+  if (failure.error) return problem(errorKey(failure.error.code), again, failure.error);
+  if (failure.opened) return onClosed(failure);
+  const state = await readiness().catch(() => null);
+  if (!state) return problem('end.unreachable', again);
+  if (!state.ready) {
+    await untilReady();
+    return enter({ fresh, stored });
+  }
+  forget(session);
+  if (!session.id) return problem('end.refusedSchool', null);
+  if (stored) return begin(session.tutorId);
+  return problem('end.refused', { key: 'do.fresh', act: () => begin(session.tutorId) });
+}
+
+/** The server or the network ended the conversation. */
+function onClosed(detail) {
+  const { key, offer } = explainClose(detail, Boolean(session.id));
+  const acts = {
+    'do.again': () => enter({ fresh: false }),
+    'do.here': () => enter({ fresh: false }),
+    'do.fresh': () => begin(session.tutorId),
+  };
+  if (offer === 'do.fresh' || !offer) forget(session);
+  problem(key, offer && { key: offer, act: acts[offer] });
+}
+
+function problem(key, offer, params = {}) {
+  if (document.documentElement.dataset.view === 'room') room.showEnding(key, offer, params);
+  else showProblem(welcome, key, params, offer);
+}
+
+/** The sentence of an error; the server's own, as `{content}`, where this page knows none. */
+function errorKey(code) {
+  return has(`error.${code}`) ? `error.${code}` : 'error.other';
+}
+
+/** Runs a step of the start; a refusal of the server becomes a sentence. */
+async function guarded(retry, step) {
+  try {
+    await step();
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    const again = { key: 'do.retry', act: retry };
+    if (error.status === 401) showProblem(welcome, 'key.school', {}, null);
+    else if (error.code === 'session_limit') showProblem(welcome, 'full.title', { seconds: error.retryAfter }, again);
+    else if (error.code === 'unreachable') showProblem(welcome, 'end.unreachable', {}, again);
+    else showProblem(welcome, errorKey(error.code), { content: error.message }, again);
+  }
+}
+
+/** Does a call; while the models load, shows how far they are and does it when they are there. */
+async function whenReady(call) {
+  for (;;) {
+    try {
+      return await call();
+    } catch (error) {
+      if (error.code !== 'not_ready') throw error;
+    }
+    await untilReady();
+  }
+}
+
+async function untilReady() {
+  view('welcome');
+  for (;;) {
+    const state = await readiness().catch(() => null);
+    if (state?.ready) return;
+    if (state) showLoading(welcome, state);
+    await new Promise((done) => setTimeout(done, POLL_MS));
+  }
+}
+
+function view(name) {
+  document.documentElement.dataset.view = name;
+  welcome.hidden = name !== 'welcome';
+  $('room').hidden = name !== 'room';
+  $('mute').hidden = name !== 'room';
+  document.querySelector('.skip').hidden = name !== 'room';
+  if (name === 'room') return;
+  $('change').hidden = true;
+  say(document.querySelector('title'), 'page.title');
+}
+
+function wireHeader() {
+  $('language').addEventListener('click', () => {
+    setLanguage(language() === 'en' ? 'zh' : 'en', true);
+    showLanguage();
+  });
+  $('mute').addEventListener('click', () => mute(!player.muted));
+  $('change').addEventListener('click', async () => {
+    room.leave();
+    const left = session;
+    session = null;
+    await endSession(left);
+    await choose();
+  });
+  // A school may open the same tab again with another session.
+  addEventListener('hashchange', () => location.hash.includes('token=') && location.reload());
+  showLanguage();
+  mute(recall(MUTED) === 'yes');
+}
+
+/** The control names the other language in that language, for those who can't read this one. */
+function showLanguage() {
+  const control = $('language');
+  const other = language() === 'en' ? 'zh-CN' : 'en';
+  control.textContent = language() === 'en' ? '中文' : 'English';
+  control.lang = other;
+  say(control, 'page.language', {}, 'title');
+}
+
+function mute(muted) {
+  room.mute(muted);
+  remember(MUTED, muted ? 'yes' : 'no');
+  $('mute').setAttribute('aria-pressed', String(muted));
+  say($('mute'), 'room.mute', {}, 'aria-label');
+  say($('mute'), muted ? 'room.unmute' : 'room.mute', {}, 'title');
+}
+
+start();

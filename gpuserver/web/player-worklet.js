@@ -1,0 +1,111 @@
+/** Plays queued PCM16 without gaps on the audio thread, and says how much of it was played. */
+
+/** Sound held back at the start of speech, so that an uneven network leaves no holes. */
+const HEADROOM_S = 0.06;
+/** After a hole the network is known to be uneven. */
+const HEADROOM_AFTER_HOLE_S = 0.2;
+/** A stop fades out this long: an edge in the wave would click. */
+const FADE_S = 0.006;
+const REPORT_S = 0.02;
+
+class SpeechPlayer extends AudioWorkletProcessor {
+  constructor() {
+    super();
+    this.total = 0;
+    this.headroom = HEADROOM_S;
+    this.clear();
+    this.port.onmessage = ({ data }) => this[data.do](data);
+  }
+
+  clear() {
+    this.chunks = [];
+    this.at = 0; // the next sample of the first chunk
+    this.waiting = 0; // samples not yet played
+    this.flowing = false;
+    this.ended = false;
+    this.fading = 0;
+    this.sinceReport = 0;
+  }
+
+  /** A piece of a turn's speech; `offset` is the number of the turn's samples before it. */
+  push({ turnId, offset, samples, generation }) {
+    if (this.fading) this.clear();
+    this.generation = generation;
+    this.chunks.push({ turnId, offset, samples });
+    this.waiting += samples.length;
+    this.ended = false;
+  }
+
+  /** No more speech comes: what is queued plays out, however short it is. */
+  end({ generation }) {
+    this.generation = generation;
+    this.ended = true;
+    if (!this.waiting) this.drained();
+  }
+
+  /** Stops at once; nothing is reported, because who stops it knows. */
+  flush() {
+    if (this.flowing) this.fading = Math.round(FADE_S * sampleRate);
+    else this.clear();
+  }
+
+  process(_inputs, [[out]]) {
+    const enough = this.waiting >= this.headroom * sampleRate || (this.ended && this.waiting > 0);
+    if (!this.flowing && !enough) return true;
+    this.flowing = true;
+    for (let i = 0; i < out.length; i++) {
+      if (!this.waiting) {
+        this.ranDry();
+        return true;
+      }
+      out[i] = this.next();
+      if (this.fading && !this.fade(out, i)) return true;
+    }
+    this.sinceReport += out.length;
+    if (this.sinceReport >= REPORT_S * sampleRate) this.report();
+    return true;
+  }
+
+  next() {
+    const [chunk] = this.chunks;
+    const sample = chunk.samples[this.at++] / 32768;
+    this.turnId = chunk.turnId;
+    this.position = chunk.offset + this.at;
+    this.waiting--;
+    this.total++;
+    if (this.at === chunk.samples.length) {
+      this.chunks.shift();
+      this.at = 0;
+    }
+    return sample;
+  }
+
+  fade(out, i) {
+    out[i] *= this.fading / (FADE_S * sampleRate);
+    this.fading--;
+    if (this.fading) return true;
+    this.clear();
+    return false;
+  }
+
+  ranDry() {
+    this.flowing = false;
+    if (this.fading) this.clear();
+    else if (this.ended) this.drained();
+    else this.headroom = HEADROOM_AFTER_HOLE_S;
+  }
+
+  drained() {
+    this.clear();
+    this.port.postMessage({ is: 'drained', generation: this.generation, total: this.total });
+  }
+
+  report() {
+    this.sinceReport = 0;
+    if (this.fading) return;
+    const { generation, turnId, position, total } = this;
+    this.port.postMessage({ is: 'playing', generation, turnId, position, total });
+  }
+}
+
+registerProcessor('speech-player', SpeechPlayer);

@@ -1,0 +1,146 @@
+/** Sessions: the one a school opens the page with, the one this page makes itself, and the REST calls. */
+
+/**
+ * @typedef {{url: string, token: string, id: string | null, tutorId: number | null}} Session
+ * `id` and `tutorId` are null where a school made the session: this page can't make another.
+ * @typedef {{id: number, name: string, language: string, greeting: string, languages: string[],
+ *   listens: string[], speaks: string[], missing_speech: string}} Tutor
+ */
+
+const STORED = 'classroom.session';
+const OWN = 'classroom.own';
+const LOCK = 'classroom.session.';
+
+/** A refusal of the REST API: `code` as in the server's errors, `unreachable` where none came. */
+export class ApiError extends Error {
+  /** @param {{status: number, code: string, detail: string, retryAfter: number}} answer */
+  constructor({ status, code, detail, retryAfter }) {
+    super(detail);
+    Object.assign(this, { status, code, retryAfter });
+  }
+}
+
+/** The tutors of this server. @returns {Promise<Tutor[]>} */
+export async function listTutors() {
+  return (await call('v1/tutors')).tutors;
+}
+
+/** What runs where, e.g. `{llm: 'extractive'}`; empty where the server does not say. */
+export async function engines() {
+  return (await call('health')).engines ?? {};
+}
+
+/** How far the models are: `{ready, stage, done, total}`. */
+export async function readiness() {
+  // While it loads, the answer is a 503 whose body is what we ask for.
+  const response = await request('ready');
+  const body = await response.json().catch(() => ({}));
+  return { ready: response.ok, stage: '', done: 0, total: 0, ...body };
+}
+
+/** Makes a session with a tutor and keeps it for reloads. @param {number} tutorId @returns {Promise<Session>} */
+export async function createSession(tutorId) {
+  const made = await call('v1/sessions', 'POST', { tutor_id: tutorId, student_id: 1 });
+  const session = { url: made.engine_url, token: made.engine_token, id: made.session_id, tutorId };
+  store(session);
+  remember([...remembered(), session.id]);
+  hold(session.id);
+  return session;
+}
+
+/** Ends a session that this page made; one of a school stays the school's. @param {Session} session */
+export async function endSession(session) {
+  forget(session);
+  if (!session.id) return;
+  await call(`v1/sessions/${session.id}`, 'DELETE').catch(() => {}); // It may have ended already.
+}
+
+/**
+ * The session in the address's fragment (`#engine_url=…&token=…`), which leaves the address bar and
+ * the history at once; otherwise the one kept from before a reload; otherwise null.
+ * @returns {Session | null}
+ * @throws {TypeError} the fragment is not complete
+ */
+export function givenSession() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  if (!given.has('engine_url') && !given.has('token')) return stored();
+  history.replaceState(null, '', location.pathname + location.search);
+  const url = new URL(given.get('engine_url') ?? '');
+  if (!/^wss?:$/.test(url.protocol) || !given.get('token')) throw new TypeError('not a session');
+  const session = { url: url.href, token: given.get('token'), id: null, tutorId: null };
+  store(session);
+  return session;
+}
+
+/** Forgets a session that has ended. @param {Session} session */
+export function forget(session) {
+  attempt(() => sessionStorage.removeItem(STORED));
+  remember(remembered().filter((id) => id !== session.id));
+}
+
+/**
+ * Ends sessions of tabs that were closed, so that they don't fill the classroom until they expire.
+ * A tab holds a lock named after its session while it lives.
+ */
+export async function sweepClosedTabs() {
+  const own = stored()?.id;
+  if (own) hold(own);
+  if (!navigator.locks || !remembered().length) return;
+  const { held = [] } = await navigator.locks.query();
+  const alive = new Set(held.map((lock) => lock.name));
+  const gone = remembered().filter((id) => id !== own && !alive.has(LOCK + id));
+  remember(remembered().filter((id) => !gone.includes(id)));
+  await Promise.allSettled(gone.map((id) => call(`v1/sessions/${id}`, 'DELETE')));
+}
+
+function hold(id) {
+  navigator.locks?.request(LOCK + id, { mode: 'shared' }, () => new Promise(() => {}));
+}
+
+function stored() {
+  return attempt(() => JSON.parse(sessionStorage.getItem(STORED)));
+}
+
+function store(session) {
+  attempt(() => sessionStorage.setItem(STORED, JSON.stringify(session)));
+}
+
+function remembered() {
+  return attempt(() => JSON.parse(localStorage.getItem(OWN))) ?? [];
+}
+
+function remember(ids) {
+  attempt(() => localStorage.setItem(OWN, JSON.stringify(ids)));
+}
+
+/** Storage may be blocked by the browser; the page then works until it is reloaded. */
+function attempt(use) {
+  try {
+    return use();
+  } catch {
+    return null;
+  }
+}
+
+async function call(path, method = 'GET', body = undefined) {
+  const response = await request(path, method, body);
+  if (response.status === 204) return null;
+  const answer = await response.json().catch(() => ({}));
+  if (response.ok) return answer;
+  throw new ApiError({
+    status: response.status,
+    code: answer.code ?? 'unknown',
+    detail: typeof answer.detail === 'string' ? answer.detail : response.statusText,
+    retryAfter: Number(response.headers.get('Retry-After')) || 1,
+  });
+}
+
+async function request(path, method = 'GET', body = undefined) {
+  const headers = { Accept: 'application/json' };
+  if (body) headers['Content-Type'] = 'application/json';
+  try {
+    return await fetch(path, { method, headers, body: body && JSON.stringify(body), cache: 'no-store' });
+  } catch {
+    throw new ApiError({ status: 0, code: 'unreachable', detail: 'unreachable', retryAfter: 2 });
+  }
+}
