@@ -248,7 +248,7 @@ def _introduce(url: str, settings: config.Settings) -> None:
         runs = names(catalogue.runtime_keys(tutor)).items()
         listed = ", ".join(f"{kind} {name}" for kind, name in runs)
         out.print(f"  tutor {tutor.id} {tutor.name}: {listed}", markup=False)
-    out.print("  stop it with ./stop.sh; try it with gpuserver check")
+    out.print("  check it with .venv/bin/gpuserver check, stop it with ./stop.sh")
 
 
 class _Printer:
