@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Final, Literal, TypeVar
 
 import orjson
@@ -99,7 +100,7 @@ def _explain(error: ValidationError) -> str:
 @dataclass(slots=True)
 class Text1:
     content: str
-    timestamp: str
+    timestamp: datetime
     type: Literal["text"] = "text"
     role: Literal["assistant"] = "assistant"
 
@@ -107,7 +108,7 @@ class Text1:
 @dataclass(slots=True)
 class Transcription1:
     content: str
-    timestamp: str
+    timestamp: datetime
     type: Literal["transcription"] = "transcription"
     role: Literal["user"] = "user"
 
@@ -119,7 +120,7 @@ class Audio1:
     content: str
     data: str
     audio: str
-    timestamp: str
+    timestamp: datetime
     type: Literal["audio"] = "audio"
     role: Literal["assistant"] = "assistant"
 
@@ -128,7 +129,7 @@ class Audio1:
 class Error1:
     content: str
     code: str
-    timestamp: str
+    timestamp: datetime
     type: Literal["error"] = "error"
 
 
@@ -161,7 +162,7 @@ class Limits:
 @dataclass(slots=True)
 class SessionReady:
     seq: int
-    timestamp: str
+    timestamp: datetime
     session_id: str
     tutor: TutorInfo
     limits: Limits
@@ -173,7 +174,7 @@ class SessionReady:
 @dataclass(slots=True)
 class TurnStarted:
     seq: int
-    timestamp: str
+    timestamp: datetime
     turn_id: str
     type: Literal["turn.started"] = "turn.started"
 
@@ -183,7 +184,7 @@ class Transcription:
     """The words recognised in a spoken question."""
 
     seq: int
-    timestamp: str
+    timestamp: datetime
     turn_id: str
     content: str
     confidence: float
@@ -205,7 +206,7 @@ class Source:
 @dataclass(slots=True)
 class Sources:
     seq: int
-    timestamp: str
+    timestamp: datetime
     turn_id: str
     passages: list[Source]
     type: Literal["sources"] = "sources"
@@ -216,7 +217,7 @@ class TextDelta:
     """The next piece of the answer's text (Markdown)."""
 
     seq: int
-    timestamp: str
+    timestamp: datetime
     turn_id: str
     content: str
     type: Literal["text.delta"] = "text.delta"
@@ -227,7 +228,7 @@ class TextWhole:
     """The whole answer's text, once it is complete: what all the deltas add up to."""
 
     seq: int
-    timestamp: str
+    timestamp: datetime
     turn_id: str
     content: str
     type: Literal["text"] = "text"
@@ -247,7 +248,7 @@ class AudioDelta:
     """Speech: PCM16 mono little-endian, base64. `offset` is the number of samples before it."""
 
     seq: int
-    timestamp: str
+    timestamp: datetime
     turn_id: str
     data: str
     sample_rate: int
@@ -267,7 +268,7 @@ class Mark:
 @dataclass(slots=True)
 class Visemes:
     seq: int
-    timestamp: str
+    timestamp: datetime
     turn_id: str
     marks: list[Mark]
     type: Literal["visemes"] = "visemes"
@@ -278,7 +279,7 @@ class TurnDone:
     """The one ending of a turn. `timeline`: milliseconds from its start to each stage reached."""
 
     seq: int
-    timestamp: str
+    timestamp: datetime
     turn_id: str
     status: Literal["completed", "interrupted", "failed"]
     timeline: dict[str, int]
@@ -291,7 +292,7 @@ class SessionEnding:
     """The last message before the server closes the socket."""
 
     seq: int
-    timestamp: str
+    timestamp: datetime
     reason: str
     content: str
     type: Literal["session.ending"] = "session.ending"
@@ -300,7 +301,7 @@ class SessionEnding:
 @dataclass(slots=True)
 class Error:
     seq: int
-    timestamp: str
+    timestamp: datetime
     code: str
     content: str
     retryable: bool
@@ -312,7 +313,7 @@ class Error:
 @dataclass(slots=True)
 class Pong:
     seq: int
-    timestamp: str
+    timestamp: datetime
     type: Literal["pong"] = "pong"
 
 

@@ -6,9 +6,9 @@ import asyncio
 import base64
 import binascii
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from gpuserver import protocol
 from gpuserver.audio import wav
@@ -49,10 +49,9 @@ class Dialect(ABC):
     async def receive(self, frame: str) -> None:
         """Act on one text frame. Raises GpuServerError, which `refuse` then tells."""
 
-    async def write(self, turn_id: str, event: events.Event) -> None:
+    def write(self, turn_id: str, event: events.Event) -> Coroutine[Any, Any, None]:
         """Tell of one turn event; nothing follows the last message."""
-        if not self._over:
-            await self.tell(turn_id, event)
+        return _nothing() if self._over else self.tell(turn_id, event)
 
     async def end(self, error: GpuServerError) -> None:
         """Send the last message before the socket is closed."""
@@ -93,9 +92,13 @@ def clip_of(data: str) -> bytes:
     return clip
 
 
-def now() -> str:
-    """The wall clock as ISO 8601 with an offset."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+async def _nothing() -> None:
+    pass
+
+
+def now() -> datetime:
+    """The wall clock; it is written as ISO 8601 with an offset."""
+    return datetime.now(UTC)
 
 
 class Dialect1(Dialect):
@@ -256,7 +259,7 @@ class DialectV2(Dialect):
             live.next_seq(), now(), error.code, error.sentence("en"), error.retryable
         )
 
-    def _stamp(self) -> tuple[int, str]:
+    def _stamp(self) -> tuple[int, datetime]:
         return self._live.next_seq(), now()
 
 

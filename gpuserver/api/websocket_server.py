@@ -29,7 +29,6 @@ log = get_logger(__name__)
 
 _ABORT: Final = "gpuserver.abort"
 _CLOSE_SECONDS: Final = 2.0
-_WATCH_SECONDS: Final = 1.0
 _BURST: Final = 64
 """Frames to one client before the others get their turn: a send that finds room never waits."""
 
@@ -52,37 +51,39 @@ class Connection:
     def __init__(self, websocket: WebSocket, send_timeout: float) -> None:
         self._websocket = websocket
         self._send_timeout = send_timeout
-        self._clock: Callable[[], float] = asyncio.get_running_loop().time
-        self._waiting_since: list[float] = []
-        self._burst = 0
+        self._waiting = 0
+        self._sent = 0
         self._gone = False
 
     async def send(self, message: protocol.ServerMessage1 | protocol.ServerMessage2) -> None:
         """Send a message, waiting while the client's buffers are full; dropped if it has gone."""
         if self._gone:
             return
-        began = self._clock()
-        self._waiting_since.append(began)
+        self._waiting += 1
         try:
             await self._websocket.send_text(protocol.encode(message))
         except (WebSocketDisconnect, RuntimeError):
             # The receive loop learns of it too and ends the connection.
             self._gone = True
         finally:
-            self._waiting_since.remove(began)
-        self._burst += 1
-        if self._burst >= _BURST:
-            self._burst = 0
+            self._waiting -= 1
+            self._sent += 1
+        if self._sent % _BURST == 0:
             await asyncio.sleep(0)
 
     async def watch(self) -> None:
-        """Drop the connection when a send has waited for longer than the client may take."""
+        """Drop the connection when the same send has waited for longer than allowed.
+
+        Looking from time to time costs the sends no clock.
+        """
+        stuck_at = None
         while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            if self._waiting_since and self._clock() - self._waiting_since[0] > self._send_timeout:
+            await asyncio.sleep(self._send_timeout)
+            if self._waiting and self._sent == stuck_at:
                 log.warning("client reads nothing, dropped")
                 self.abort()
                 return
+            stuck_at = self._sent if self._waiting else None
 
     async def close(self, code: int, reason: str) -> None:
         """Close with a code and a reason, or drop a client that does not take them."""

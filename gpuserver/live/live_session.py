@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from gpuserver.errors import (
     Busy,
@@ -30,7 +30,7 @@ log = get_logger(__name__)
 class Listener(Protocol):
     """A connected client, which hears the session's events in its own dialect."""
 
-    async def write(self, turn_id: str, event: Event) -> None:
+    def write(self, turn_id: str, event: Event) -> Coroutine[Any, Any, None]:
         """Tell of an event; waits while the client reads too slowly."""
         ...
 
@@ -58,8 +58,8 @@ class _TurnSink:
     listener: Listener
     turn_id: str
 
-    async def write(self, event: Event) -> None:
-        await self.listener.write(self.turn_id, event)
+    def write(self, event: Event) -> Coroutine[Any, Any, None]:
+        return self.listener.write(self.turn_id, event)
 
 
 @dataclass(slots=True, eq=False)
