@@ -16,7 +16,7 @@ from typing import Any, Final
 import httpx2
 
 from gpuserver.config import Settings
-from gpuserver.errors import ConfigurationError
+from gpuserver.errors import ConfigurationError, FolderNotWritable
 
 _PID_FILE: Final = "gpuserver.pid"
 _LOG_FILE: Final = "server.log"
@@ -139,10 +139,7 @@ def _log_file(data_dir: Path) -> Path:
             log.replace(log.with_suffix(".log.1"))
         log.touch()
     except OSError as error:
-        raise ConfigurationError(
-            problem=f"The folder DATA_DIR={data_dir} can't be written ({error.strerror}).",
-            fix="make it writable for this user, or set DATA_DIR to a folder that is.",
-        ) from error
+        raise FolderNotWritable(folder=data_dir, reason=error.strerror) from error
     return log
 
 

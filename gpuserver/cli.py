@@ -152,18 +152,8 @@ async def _ask(
     question: str, clip: bytes | None, save: Path | None, tutor: int | None, kb: str | None
 ) -> None:
     async with _engine(tutor) as (engine, settings):
-        printer = _Printer()
         asked = Question(engine.tutor.language, question, clip, speak=save is not None)
-        turn = Turn(
-            engine,
-            Conversation(0),
-            asked,
-            printer,
-            kb_id=kb,
-            timeout=settings.turn_timeout_seconds,
-            max_audio_seconds=settings.max_audio_seconds,
-        )
-        await turn.run()
+        printer = await _turn(engine, settings, Conversation(0), asked, kb)
     if printer.error is not None:
         raise printer.error
     if save is not None:
@@ -175,19 +165,31 @@ async def _chat(tutor: int | None, kb: str | None) -> None:
         conversation = Conversation(settings.history_turns)
         out.print(engine.tutor.greet(), style="bold", markup=False)
         while question := (await asyncio.to_thread(_prompt)).strip():
-            printer = _Printer()
-            turn = Turn(
-                engine,
-                conversation,
-                Question(engine.tutor.language, question),
-                printer,
-                kb_id=kb,
-                timeout=settings.turn_timeout_seconds,
-                max_audio_seconds=settings.max_audio_seconds,
-            )
-            await turn.run()
+            asked = Question(engine.tutor.language, question)
+            printer = await _turn(engine, settings, conversation, asked, kb)
             if printer.error is not None:
                 notes.print(str(printer.error), style="red", markup=False)
+
+
+async def _turn(
+    engine: AIEngine,
+    settings: config.Settings,
+    conversation: Conversation,
+    asked: Question,
+    kb: str | None,
+) -> _Printer:
+    printer = _Printer()
+    turn = Turn(
+        engine,
+        conversation,
+        asked,
+        printer,
+        kb_id=kb,
+        timeout=settings.turn_timeout_seconds,
+        max_audio_seconds=settings.max_audio_seconds,
+    )
+    await turn.run()
+    return printer
 
 
 async def _check(url: str, key: str) -> int:
@@ -209,7 +211,11 @@ async def _engine(tutor_id: int | None) -> AsyncIterator[tuple[AIEngine, config.
     observability.configure("WARNING", "console")
     with _loading() as show:
         house = Tutoring(settings, lambda now: show(now.stage, now.done, now.total))
-        await house.load()
+        try:
+            await house.load()
+        except BaseException:
+            await house.close()
+            raise
     try:
         wanted = house.catalogue.default.id if tutor_id is None else tutor_id
         async with house.engines.lease(wanted) as engine:
@@ -258,6 +264,7 @@ class _Printer:
         self.pcm: list[bytes] = []
         self.sample_rate = 0
         self.error: GpuServerError | None = None
+        self._sources: list[str] = []
 
     async def write(self, event: events.Event) -> None:
         match event:
@@ -274,7 +281,7 @@ class _Printer:
                 ]
             case events.TextDone():
                 out.print()
-                for line in getattr(self, "_sources", []):
+                for line in self._sources:
                     out.print(line, style="dim", markup=False)
             case events.Ended(error=GpuServerError() as error):
                 self.error = error

@@ -55,6 +55,20 @@ class ConfigurationError(GpuServerError):
     zh = "{problem} 解决办法：{fix}"
 
 
+class FolderNotWritable(ConfigurationError):
+    """`DATA_DIR` can't be used."""
+
+    code = "folder_not_writable"
+    en = (
+        "The folder DATA_DIR={folder} can't be written ({reason}). "
+        "Fix: make it writable for this user, or set DATA_DIR to a folder that is."
+    )
+    zh = (
+        "无法写入文件夹 DATA_DIR={folder}（{reason}）。"
+        "解决办法：让当前用户可以写入，或把 DATA_DIR 设为可写的文件夹。"
+    )
+
+
 class ProviderUnavailable(ConfigurationError):
     """A provider that was named, or that a tutor needs, can't run here."""
 

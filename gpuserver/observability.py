@@ -65,6 +65,11 @@ def configure(level: str, style: Literal["console", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    _quieten()
+
+
+def _quieten() -> None:
+    """Leave what other libraries say to the root handler, and only what matters."""
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()

@@ -64,6 +64,11 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
+    _open_doors(app, state)
+    return app
+
+
+def _open_doors(app: FastAPI, state: State) -> None:
     app.state.gpuserver = state
     app.include_router(management_api.router, prefix="/v1", tags=["management"])
     app.include_router(management_api.router, prefix="/mgmt/v1", include_in_schema=False)
@@ -71,10 +76,9 @@ def create_app(
     app.include_router(pages.router)
     app.include_router(state.door.router())
     pages.mount_assets(app)
-    app.add_middleware(Hardening, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Hardening, max_body_bytes=state.settings.max_body_bytes)
     app.add_exception_handler(GpuServerError, _tell)
     app.add_exception_handler(RequestValidationError, _tell_invalid)
-    return app
 
 
 class Server(uvicorn.Server):

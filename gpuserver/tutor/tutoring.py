@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuserver.config import Settings
-from gpuserver.errors import ConfigurationError, NotReady, known_cause
+from gpuserver.errors import FolderNotWritable, NotReady, known_cause
 from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.providers import Place, RuntimeKey, find
 from gpuserver.providers.runtimes import Runtimes, finish_in_thread
@@ -146,8 +146,5 @@ def _writable(settings: Settings) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigurationError(
-            problem=f"The folder DATA_DIR={settings.data_dir} can't be written ({error.strerror}).",
-            fix="make it writable for this user, or set DATA_DIR to a folder that is.",
-        ) from error
+        raise FolderNotWritable(folder=settings.data_dir, reason=error.strerror) from error
     return folder
