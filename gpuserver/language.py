@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final, Literal, get_args
 
 Language = Literal["en", "zh"]
@@ -35,7 +35,7 @@ _STOP_WORDS: Final = frozenset(
         did difference different do does doing done explain from get gets getting give go goes
         got had has have having he help her here him his how i into is it its just know let like
         make makes making may me mean meaning means might mine more most much must my need needs
-        of on one our please really say says shall she should show so some something tell than
+        of on one our please really say says shall she should so some something tell than
         that the their them then there these they thing things this those to too um understand us
         use used uses using very want wants was way we were what when where which who why
         will with work works would you your
@@ -43,26 +43,33 @@ _STOP_WORDS: Final = frozenset(
     )
 )
 # Longest first, so that 为什么 goes before 什么. They go before characters are paired: no pair may
-# join the end of 怎么 to the beginning of a term.
+# join the end of 怎么 to the beginning of a term. "Show" may be what a question is about, but not
+# in "show me".
 _STOP_PHRASES = re.compile(
     "|".join(
         sorted(
             re.findall(
                 r"\S+",
                 """
-                为什么 什么时候 什么样 什么 怎么样 怎么办 怎么 怎样 如何 哪里 哪些 哪个 哪儿 多少
-                几个 请问 可以 能不能 可不可以 是不是 有没有 是否 意思 区别 不同 不一样 关系 一下
-                告诉 解释 说明 介绍 关于 有关 应该 需要 想要 我们 你们 他们 这个 那个 这些 那些
-                一个 一些 时候 东西 的话 如果 但是 因为 所以 还是 或者 以及 就是 干什么 干嘛
-                有什么 做什么 的 了 吗 呢 吧 啊 呀 我 你 您 他 她 它 是 在 有 和 与 跟 对 把 被
-                让 给 要 想 能 会 请 问 里 中 上 下 就 都 也 还 又 很 太 得 地 着 过 到 从 用 做
-                干 叫 个 这 那 哪 几
+                为什么 为啥 什么时候 什么样 什么 怎么回事 怎么样 怎么办 怎么 怎样 如何 哪里 哪些
+                哪个 哪儿 多少 几个 请问 可以 能不能 可不可以 是不是 有没有 要不要 会不会 是否 意思
+                区别 不同 不一样 关系 一下 一点 有点 告诉 解释 说明 介绍 关于 有关 应该 需要 想要
+                只想 我们 你们 他们 自己 别人 老师 同学 这个 那个 这些 那些 一个 一些 时候 东西
+                现在 以后 之后 然后 一直 老是 到底 好像 的话 如果 但是 可是 不过 而且 因为 所以 比如
+                还是 或者 以及 就是 干什么 干嘛 有什么 做什么
                 """,
             ),
             key=len,
             reverse=True,
         )
     )
+    + r"|\b[Ss]how (?:me|us)\b"
+)
+# They say how a sentence is built. In a longer word of a course (对象, 调用) they may say more, so
+# a pair with one in it counts where it is known to be a word.
+FUNCTION_CHARACTERS: Final = frozenset(
+    "的了吗呢吧啊呀嘛哦我你您他她它是在有和与跟对把被让给要想能会请问里中上下就都也还又很太得地着过到从用做干叫个"
+    "这那哪几么什怎啥咋只不没为以可"
 )
 _VOWEL = re.compile("[aeiouy]")
 
@@ -122,16 +129,18 @@ def stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("e") else word
 
 
-def keywords(text: str) -> list[str]:
+def keywords(text: str, compounds: Collection[str] = ()) -> list[str]:
     """The terms of a text that say what it is about: question and function words left out.
 
-    English words come stemmed; of `list.append` the parts come too. Question and material are
-    compared by these.
+    English words come stemmed; of `list.append` the parts come too. Chinese pairs with a function
+    character come only when they are among `compounds`. Question and material are compared by
+    these.
     """
     out: list[str] = []
     for term in terms(_STOP_PHRASES.sub(" ", text)):
         if is_han(term):
-            out.append(term)
+            if term in compounds or FUNCTION_CHARACTERS.isdisjoint(term):
+                out.append(term)
             continue
         if "'" in term:
             # "what's", "can't": the part before the apostrophe decides.

@@ -165,6 +165,22 @@ async def test_a_comparison_quotes_both_sides() -> None:
     assert set(check(one, [WHILE, LIST])) == {1}
 
 
+async def test_of_two_passages_found_alike_both_are_quoted() -> None:
+    function, shown = (
+        COURSE["en/07-functions-and-modules#functions"],
+        COURSE["en/01-first-steps#the-print-function"],
+    )
+    question = "how do I show text on the screen"
+    close = [replace(function, similarity=0.42), replace(shown, similarity=0.41)]
+    found = await answer(question, close)
+    assert set(check(found, close)) == {1, 2}
+    # The code is of the passage that answers best.
+    assert code_blocks(found) == code_blocks(shown.text)
+    for second in (replace(shown, similarity=0.3), replace(LISTE, similarity=0.41), shown):
+        passages = [close[0], second]
+        assert set(check(await answer(question, passages), passages)) == {1}
+
+
 async def test_material_in_the_other_language_is_announced() -> None:
     found = await answer("什么是 list", [LIST], "zh")
     assert found.startswith("这部分课程资料只有英文：A list is")

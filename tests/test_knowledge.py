@@ -68,6 +68,12 @@ def index(tmp_path: Path) -> Index:
     return Index.build([*ENGLISH, *CHINESE], WordEmbeddings(), tmp_path, quiet)
 
 
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    passages = course.load("python", SHIPPED).passages
+    return Index.build(passages, WordEmbeddings(), tmp_path_factory.mktemp("index"), quiet)
+
+
 # Courses
 
 
@@ -174,6 +180,40 @@ def test_best_first_with_similarity(index: Index) -> None:
     assert 0 < scores[-1] <= scores[0] <= 1
     assert headings(index.search("列表是什么", "zh", ["kb"]))[0] == "列表"
     assert len(index.search("list loop file", "en", ["kb"], k=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("question", "heading"),
+    [
+        ("什么是列表？", "列表"),
+        ("列表", "列表"),
+        ("列表的索引是什么", "列表的索引"),
+        ("那怎么写呢？ (列表)", "列表"),
+        ("那元组呢？ (列表)", "元组"),
+        ("那怎么添加一个元素？ (列表)", "添加和删除列表元素"),
+        ("创建对象时要做什么", "类和对象"),
+        ("救命，我的程序一直跑停不下来了，怎么强行停止它？", "死循环"),
+        ("老师，我想问一下，这个掷骰子到底是怎么做的呀", "random 模块"),
+    ],
+)
+def test_chinese_words_find_the_passage_they_name(
+    shipped: Index, question: str, heading: str
+) -> None:
+    assert headings(shipped.search(question, "zh", ["python"]))[0] == heading
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["世界和平什么时候来", "今年你去哪里", "那足球比赛谁赢了？ (列表)", "Java 怎么写循环"],
+)
+def test_chance_words_do_not_cover_a_question(shipped: Index, question: str) -> None:
+    assert shipped.search(question, "zh", ["python"]) == []
+
+
+def test_a_comparison_finds_both_sides(shipped: Index) -> None:
+    found = shipped.search("列表和元组有什么区别？", "zh", ["python"])
+    assert set(headings(found)[:2]) == {"列表", "元组"}
+    shipped.search("列表和" * 2000 + "(" * 2000 + "列表)", "zh", ["python"])
 
 
 def test_other_knowledge_bases_and_languages_stay_out(tmp_path: Path) -> None:

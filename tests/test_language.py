@@ -103,6 +103,10 @@ def test_keywords_are_what_a_question_is_about() -> None:
     assert keywords("为什么要用列表？") == ["列", "表", "列表"]
     assert keywords("怎么 for 循环") == ["for", "循", "环", "循环"]
     assert keywords("What is it?") == []
+    assert keywords("Show me how to show a list") == ["show", "list"]
+    # A pair with a function character counts where it is known to be a word.
+    assert keywords("调用对象") == ["调", "象"]
+    assert keywords("调用对象", {"调用", "对象"}) == ["调", "象", "调用", "对象"]
 
 
 @pytest.mark.parametrize(

@@ -41,4 +41,4 @@ def test_chinese_questions_that_share_words_find_their_passage(bases: KnowledgeB
 def test_outside_questions_are_declined(bases: KnowledgeBases, language: Language) -> None:
     report = run(bases, ["python"], language, read(DATA / f"outside.{language}.jsonl"))
     assert report.asked >= 20
-    assert report.refusal_rate >= 18 / 20, "\n".join(report.answered)
+    assert report.refusal_rate >= 18 / 20, f"{report}\n" + "\n".join(report.answered)

@@ -20,6 +20,9 @@ MAX_CODE_LINES: Final = 15
 SIDE: Final = 0.5
 """Share of a heading's words that a comparison must name for its passage to be the other side."""
 
+CLOSE: Final = 0.04
+"""Two passages this near in similarity are quoted both: the second answers almost as often."""
+
 # What a question wants, by the words in it; the first that matches counts.
 _INTENTS: Final[Mapping[Language, Mapping[Intent, str]]] = {
     "en": {
@@ -190,14 +193,14 @@ def _answer(request: Request) -> Iterator[str]:
         for number, passage in _relevant(request.passages, words, intent)
         for place, text in enumerate(sentences(prose(passage.text)))
     ]
-    first = request.passages[0]
-    chosen = _choose(candidates, first.language, words, intent)
-    if first.language != request.language:
+    language = request.passages[0].language
+    ranked = _ranked(candidates, language, words, intent)
+    if language != request.language:
         yield _OTHER_LANGUAGE[request.language]
-    for sentence in chosen:
+    for sentence in _choose(candidates, ranked, intent):
         yield f"{sentence.text} [{sentence.number}]"
-    if intent in _WITH_CODE or not chosen:
-        yield from _code(first)
+    if intent in _WITH_CODE or not ranked:
+        yield from _code(request.passages[ranked[0].number - 1 if ranked else 0])
 
 
 def _intent(question: str, language: Language) -> Intent:
@@ -210,13 +213,15 @@ def _intent(question: str, language: Language) -> Intent:
 def _relevant(
     passages: Sequence[Passage], question: frozenset[str], intent: Intent
 ) -> Sequence[tuple[int, Passage]]:
-    """The passages to quote, each with its number: the first, and for a comparison its other side.
+    """The passages to quote, each with its number: the first, and at times one more.
 
-    The other side is a passage whose heading names what the question names and the first does not.
+    For a comparison that is the other side: a passage whose heading names what the question names
+    and the first does not. Otherwise it is the second where the search hardly preferred the first.
     """
     first = passages[0]
     if intent != "compare":
-        return [(1, first)]
+        close = [p for p in passages[1:2] if p.language == first.language and _tied(first, p)]
+        return [(1, first), *((2, passage) for passage in close)]
     named = question - frozenset(keywords(first.heading))
     best, share = None, SIDE
     for number, passage in enumerate(passages[1:], start=2):
@@ -227,20 +232,37 @@ def _relevant(
     return [(1, first), best] if best else [(1, first)]
 
 
-def _choose(
+def _tied(first: Passage, second: Passage) -> bool:
+    # A similarity of 0 is one that nobody has measured.
+    return bool(second.similarity) and first.similarity - second.similarity < CLOSE
+
+
+def _ranked(
     candidates: Sequence[_Sentence], language: Language, question: frozenset[str], intent: Intent
 ) -> list[_Sentence]:
-    """The sentences that answer best, at most `MAX_SENTENCES`, in reading order."""
+    """The sentences that answer best first."""
     held = Counter(word for sentence in candidates for word in sentence.words)
-    scores = [_score(sentence, language, question, held, intent) for sentence in candidates]
-    ranked = sorted(range(len(candidates)), key=lambda i: (-scores[i], i))
-    best = [candidates[i] for i in ranked[: _LENGTH[intent]]]
-    sides = {sentence.number for sentence in candidates}
-    for number in sides - {sentence.number for sentence in best}:
-        # Both sides of a comparison get at least their first sentence.
+    # Sorting is stable: of two that are worth the same, the one that comes first stays first.
+    return sorted(
+        candidates,
+        key=lambda sentence: _score(sentence, language, question, held, intent),
+        reverse=True,
+    )
+
+
+def _choose(
+    candidates: Sequence[_Sentence], ranked: Sequence[_Sentence], intent: Intent
+) -> list[_Sentence]:
+    """The sentences to say, at most `MAX_SENTENCES`, in reading order.
+
+    Every passage gets a sentence; the one that answers best goes first.
+    """
+    best = list(ranked[: _LENGTH[intent]])
+    for number in {sentence.number for sentence in candidates} - {item.number for item in best}:
         best = best[: MAX_SENTENCES - 1]
-        best += [item for item in candidates if item.number == number and not item.place]
-    return sorted(best, key=lambda sentence: (sentence.number, sentence.place))
+        best.append(next(item for item in ranked if item.number == number))
+    lead = ranked[0].number if ranked else 1
+    return sorted(best, key=lambda item: (item.number != lead, item.number, item.place))
 
 
 def _score(
