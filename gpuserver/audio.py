@@ -83,7 +83,14 @@ def decode(data: bytes, max_seconds: float) -> Audio:
     if not data:
         raise AudioInvalid(problem="it is empty")
     try:
-        container = av.open(io.BytesIO(data), "r", options=_OPTIONS, io_open=_no_other_file)
+        container = av.open(
+            io.BytesIO(data),
+            "r",
+            options=_OPTIONS,
+            io_open=_no_other_file,
+            # A title in another encoding must not make the sound unreadable.
+            metadata_errors="replace",
+        )
     except (FFmpegError, ValueError, OSError, MemoryError) as error:
         raise AudioInvalid(problem="unknown format") from error
     with container:

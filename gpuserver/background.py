@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import httpx2
 
@@ -22,6 +22,7 @@ _PID_FILE: Final = "gpuserver.pid"
 _LOG_FILE: Final = "server.log"
 _LOG_BYTES: Final = 10 << 20
 _POLL_SECONDS: Final = 0.1
+_LOOKS: Final = 5
 _START_SECONDS: Final = 15 * 60.0
 """Loading a large model may take minutes; a server that dies is noticed at once."""
 
@@ -36,15 +37,13 @@ def claimed(data_dir: Path, url: str) -> Iterator[None]:
     data_dir.mkdir(parents=True, exist_ok=True)
     path = data_dir / _PID_FILE
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file):
             file.seek(0)
             pid = (file.read().split() or ["?"])[0]
             raise ConfigurationError(
                 problem=f"A server (process {pid}) already uses the folder {data_dir}.",
                 fix="stop it with ./stop.sh, or set DATA_DIR to another folder.",
-            ) from None
+            )
         file.truncate(0)
         file.write(f"{os.getpid()}\n{url}\n")
         file.flush()
@@ -52,6 +51,18 @@ def claimed(data_dir: Path, url: str) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether the lock could be had; whoever only looks whether a server runs lets go at once."""
+    for _ in range(_LOOKS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_POLL_SECONDS / _LOOKS)
+        else:
+            return True
+    return False
 
 
 def running(data_dir: Path) -> tuple[int, str] | None:
@@ -68,32 +79,30 @@ def running(data_dir: Path) -> tuple[int, str] | None:
     return None
 
 
+def address(settings: Settings) -> str:
+    """Where the server of these settings is, or would be, reached from this machine."""
+    found = running(settings.data_dir)
+    if found is not None:
+        return found[1]
+    host, port = settings.management_api_host, settings.management_api_port
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def start(settings: Settings, watch: Callable[[dict[str, Any]], None]) -> str:
-    """Start a server and wait until students may come; returns its address.
+    """Start a server, if none runs, and wait until students may come; returns its address.
 
     `watch` is called with what `/ready` answers meanwhile. Raises ConfigurationError, with the
     reason the server gave, when it does not get ready.
     """
-    found = running(settings.data_dir)
-    if found is not None:
-        return found[1]
     log = _log_file(settings.data_dir)
-    with log.open("ab") as output:
-        began_at = output.tell()
-        server = subprocess.Popen(
-            [sys.executable, "-m", "gpuserver", "serve"],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            # A session of its own: closing the terminal does not end it.
-            start_new_session=True,
-        )
+    began_at = log.stat().st_size
+    server = None if running(settings.data_dir) else _spawn(log)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise _died(log, began_at)
         found = running(settings.data_dir)
-        if found is not None and found[0] == server.pid:
+        if found is None and (server is None or server.poll() is not None):
+            raise _died(log, began_at)
+        if found is not None:
             progress = _ready(found[1])
             watch(progress)
             if progress.get("ready"):
@@ -105,20 +114,33 @@ def start(settings: Settings, watch: Callable[[dict[str, Any]], None]) -> str:
     )
 
 
+def _spawn(log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gpuserver", "serve"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            # A session of its own: closing the terminal does not end it.
+            start_new_session=True,
+        )
+
+
 def stop(settings: Settings) -> int | None:
     """End the server of this data folder and its workers; returns its process id, or None."""
     found = running(settings.data_dir)
     if found is None:
         return None
     pid = found[0]
-    os.kill(pid, signal.SIGTERM)
-    # Its own grace, then a little for closing what the grace has cut off.
-    deadline = time.monotonic() + settings.shutdown_grace_seconds + 5
-    while running(settings.data_dir) is not None:
-        if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
-            break
-        time.sleep(_POLL_SECONDS)
+    with suppress(ProcessLookupError):  # it ended by itself meanwhile
+        os.kill(pid, signal.SIGTERM)
+        # Its own grace, then a little for closing what the grace has cut off.
+        deadline = time.monotonic() + settings.shutdown_grace_seconds + 5
+        while running(settings.data_dir) is not None:
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                break
+            time.sleep(_POLL_SECONDS)
     return pid
 
 

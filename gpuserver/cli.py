@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,7 +109,20 @@ def ask(
 @app.command()
 def chat(tutor: TutorId = None, kb: KbId = None) -> None:
     """Talk with a tutor by typing, in process; an empty line ends it."""
-    asyncio.run(_chat(tutor, kb))
+    # The prompt waits outside the loop: Ctrl-C can't end a thread that reads the keyboard.
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        try:
+            engine, settings = runner.run(stack.enter_async_context(_engine(tutor)))
+            conversation = Conversation(settings.history_turns)
+            out.print(engine.tutor.greet(), style="bold", markup=False)
+            while question := _prompt().strip():
+                asked = Question(engine.tutor.language, question)
+                printer = runner.run(_turn(engine, settings, conversation, asked, kb))
+                if printer.error is not None:
+                    notes.print(str(printer.error), style="red", markup=False)
+        finally:
+            runner.run(stack.aclose())
 
 
 @app.command()
@@ -119,7 +132,7 @@ def check(
 ) -> None:
     """Check a running server: one line a promise, the fix beside a failure."""
     settings, _ = config.load()
-    url = url or f"http://{settings.management_api_host}:{settings.management_api_port}"
+    url = url or background.address(settings)
     failures = asyncio.run(_check(url, key or settings.management_api_key))
     raise typer.Exit(1 if failures else 0)
 
@@ -158,17 +171,6 @@ async def _ask(
         raise printer.error
     if save is not None:
         _write(save, printer)
-
-
-async def _chat(tutor: int | None, kb: str | None) -> None:
-    async with _engine(tutor) as (engine, settings):
-        conversation = Conversation(settings.history_turns)
-        out.print(engine.tutor.greet(), style="bold", markup=False)
-        while question := (await asyncio.to_thread(_prompt)).strip():
-            asked = Question(engine.tutor.language, question)
-            printer = await _turn(engine, settings, conversation, asked, kb)
-            if printer.error is not None:
-                notes.print(str(printer.error), style="red", markup=False)
 
 
 async def _turn(

@@ -149,6 +149,15 @@ class Settings(BaseSettings):
             raise ValueError("must look like ws://host:port or wss://host")
         return value
 
+    @field_validator("management_api_key")
+    @classmethod
+    def _sendable(cls, value: str) -> str:
+        if not re.fullmatch(r"[!-~]*", value):
+            raise ValueError(
+                "it travels in a header: use ASCII letters, digits and signs, no spaces"
+            )
+        return value
+
     @model_validator(mode="after")
     def _key_when_public(self) -> Self:
         if self.is_public and not self.management_api_key and not self.allow_open_management:

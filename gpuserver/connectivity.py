@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.resources
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -46,7 +47,12 @@ def spoken_question() -> bytes:
 
 async def check(url: str, key: str = "") -> AsyncIterator[Result]:
     """Run every check against the server at `url`; stops early where the rest can't work."""
-    async with Management(url, key) as management:
+    try:
+        management = Management(url, key)
+    except (httpx2.InvalidURL, ValueError) as error:
+        yield Result("address", False, str(error), "give --url as http://host:port")
+        return
+    async with management:
         for name, probe in (("health", _health), ("ready", _ready)):
             result = await _run(name, probe(management))
             yield result
@@ -62,7 +68,8 @@ async def check(url: str, key: str = "") -> AsyncIterator[Result]:
             for name, check_socket in _SOCKET_CHECKS:
                 yield await _run(name, check_socket(ticket))
         finally:
-            await management.delete_session(ticket.session_id)
+            with suppress(httpx2.HTTPError):
+                await management.delete_session(ticket.session_id)
         yield await _run("deleted session refused", _refused(ticket))
 
 
@@ -74,11 +81,13 @@ async def _run(name: str, probe: Awaitable[str]) -> Result:
         return Result(name, False, failure.detail, failure.fix)
     except _Off as off:
         return Result(name, None, str(off))
+    except (ValueError, KeyError, TypeError):
+        return Result(name, False, "the answer is not gpuserver's", "is this the right address?")
     except TimeoutError:
         return Result(
             name, False, f"no answer in {_ANSWER_SECONDS:.0f} s", "look at the server's log"
         )
-    except (httpx2.HTTPError, OSError, WebSocketException) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, WebSocketException) as error:
         return Result(name, False, f"{type(error).__name__}: {error}"[:200], _CONNECT_FIX)
 
 

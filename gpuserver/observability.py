@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
+from collections.abc import Iterator
 from typing import Any, Final, Literal
 
 import structlog
@@ -22,6 +24,24 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 def redact(text: str) -> str:
     """The text with whatever follows `token=`, `key=` or `bearer` blotted out."""
     return _SECRET.sub(r"\1***", text)
+
+
+def places(exc_info: Any) -> str:
+    """A traceback of places only: messages and values may hold a token or a pupil's words."""
+    return "\n".join(_places(exc_info[1]))
+
+
+def _places(error: BaseException) -> Iterator[str]:
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        yield f"  {code.co_filename}:{line} in {code.co_qualname}"
+    yield f"{type(error).__module__}.{type(error).__qualname__}"
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _places(inner)
+    elif error.__cause__ is not None:
+        yield "caused by"
+        yield from _places(error.__cause__)
 
 
 class RedactingFormatter(structlog.stdlib.ProcessorFormatter):
@@ -48,7 +68,6 @@ def configure(level: str, style: Literal["console", "json"]) -> None:
             structlog.stdlib.filter_by_level,
             *shared,
             structlog.stdlib.PositionalArgumentsFormatter(),
-            structlog.processors.format_exc_info,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -59,7 +78,11 @@ def configure(level: str, style: Literal["console", "json"]) -> None:
     handler.setFormatter(
         RedactingFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.ExceptionRenderer(places),
+                renderer,
+            ],
         )
     )
     root = logging.getLogger()

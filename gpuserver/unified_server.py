@@ -7,18 +7,21 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
 from typing import Any, Final
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from gpuserver import __version__, observability
 from gpuserver.api import health_api, management_api, pages
 from gpuserver.api.security import Hardening, ManagementGuard, error_response
 from gpuserver.api.state import State
-from gpuserver.api.websocket_server import AbortableProtocol, Door
+from gpuserver.api.uvicorn_protocols import HttpProtocol, WebSocketProtocol
+from gpuserver.api.websocket_server import Door
 from gpuserver.background import claimed
 from gpuserver.config import Settings
 from gpuserver.errors import ConfigurationError, GpuServerError
@@ -35,7 +38,7 @@ _FAREWELL_SECONDS: Final = 3.0
 def create_app(
     settings: Settings,
     tutoring: Tutoring | None = None,
-    on_fatal: Callable[[GpuServerError], None] | None = None,
+    on_fatal: Callable[[GpuServerError], None] = lambda error: None,
 ) -> FastAPI:
     """The server as an ASGI app. It answers `/health` at once and loads its models meanwhile.
 
@@ -79,6 +82,8 @@ def _open_doors(app: FastAPI, state: State) -> None:
     app.add_middleware(Hardening, max_body_bytes=state.settings.max_body_bytes)
     app.add_exception_handler(GpuServerError, _tell)
     app.add_exception_handler(RequestValidationError, _tell_invalid)
+    app.add_exception_handler(HTTPException, _tell_http)
+    app.add_exception_handler(Exception, _tell_bug)
 
 
 class Server(uvicorn.Server):
@@ -125,7 +130,8 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """How uvicorn runs the app, with its limits."""
     return uvicorn.Config(
         app,
-        ws=AbortableProtocol,
+        http=HttpProtocol,
+        ws=WebSocketProtocol,
         ws_max_size=settings.max_message_bytes,
         # Compression costs 40 % CPU, and 15 kB of it can inflate to 15 MB.
         ws_per_message_deflate=False,
@@ -189,15 +195,18 @@ def _state(settings: Settings, tutoring: Tutoring) -> State:
     )
 
 
-async def _load(tutoring: Tutoring, on_fatal: Callable[[GpuServerError], None] | None) -> None:
+async def _load(tutoring: Tutoring, on_fatal: Callable[[GpuServerError], None]) -> None:
     began = time.monotonic()
     try:
         await tutoring.load()
     except GpuServerError as error:
-        log.error("loading failed", code=error.code)
-        if on_fatal is None:
-            raise
+        log.error("loading failed", code=error.code, reason=str(error))
         on_fatal(error)
+    # The top of this task: a server that can't become ready must end, not look healthy.
+    except Exception as error:
+        log.exception("loading failed")
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        on_fatal(ConfigurationError(problem=f"Loading failed: {reason}.", fix="see the log above."))
     else:
         log.info("ready", seconds=round(time.monotonic() - began, 2))
 
@@ -205,6 +214,22 @@ async def _load(tutoring: Tutoring, on_fatal: Callable[[GpuServerError], None] |
 async def _tell(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, GpuServerError)
     return error_response(error)
+
+
+async def _tell_http(request: Request, error: Exception) -> JSONResponse:
+    """What the framework itself refuses, in the same form."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 400:
+        # A body that can't even be parsed: the framework has a status of its own for it.
+        return JSONResponse({"detail": "The body is not valid JSON.", "code": "bad_request"}, 422)
+    code = HTTPStatus(error.status_code).name.lower()
+    return JSONResponse(
+        {"detail": error.detail, "code": code}, error.status_code, dict(error.headers or {})
+    )
+
+
+async def _tell_bug(request: Request, error: Exception) -> JSONResponse:
+    return error_response(GpuServerError())
 
 
 async def _tell_invalid(request: Request, error: Exception) -> JSONResponse:

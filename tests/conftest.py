@@ -17,10 +17,11 @@ from typing import Any
 
 import httpx2
 import pytest
+import structlog
 from blockbuster import blockbuster_ctx
 from fastapi import FastAPI
 
-from gpuserver import config
+from gpuserver import config, observability
 from gpuserver.api.state import State
 from gpuserver.client import Management
 from gpuserver.config import Settings
@@ -54,12 +55,18 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _restored_logging() -> Iterator[None]:
+def _our_logging() -> Iterator[None]:
+    """Logs as in production, put back afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in ("uvicorn.error", "uvicorn.access")}
+    observability.configure("INFO", "console")
     yield
+    structlog.reset_defaults()
     root.handlers[:] = handlers
     root.setLevel(level)
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,19 +33,22 @@ Script = Sequence[str | asyncio.Event | Exception]
 
 
 class _Runtime:
-    """Loads at once, or fails with `load_failure`; counts loads and closes."""
+    """Loads once `load_gate` is set, or fails with `load_failure`; counts loads and closes."""
 
     load_failure: Exception | None = None
 
     def __init__(self) -> None:
         self.loads = 0
         self.closes = 0
+        self.load_gate = threading.Event()
+        self.load_gate.set()
 
     def __call__(self, model: str, place: Place) -> Any:
         return self
 
     def load(self) -> None:
         self.loads += 1
+        assert self.load_gate.wait(5)
         if self.load_failure is not None:
             raise self.load_failure
 

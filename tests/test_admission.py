@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin
 
+from gpuserver.api import uvicorn_protocols
 from gpuserver.client import converse
 from tests.conftest import Serve
 
@@ -24,6 +27,91 @@ async def test_the_key_guards_the_management_api(serve: Serve) -> None:
             assert (await stranger.get("/health")).status_code == 200
             also = await stranger._http.get("/v1/sessions", headers={"X-API-Key": "right"})
             assert also.status_code == 200
+
+
+async def test_rubbish_in_headers_is_refused_without_a_stir(serve: Serve) -> None:
+    async with serve() as server, server.management() as management:
+        for headers in (
+            {"Origin": "http://["},
+            {"Origin": "null"},
+            {"Host": "127.0.0.1:99999"},
+            {"Host": "[::1"},
+            {"Host": ""},
+        ):
+            answer = await management._http.get("/v1/sessions", headers=headers)
+            assert answer.status_code in {400, 403}, headers
+
+
+async def test_what_is_not_there_is_refused_in_the_same_form(serve: Serve) -> None:
+    async with serve() as server, server.management() as management:
+        missing = await management.get("/nothing")
+        assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+        wrong = await management._http.put("/v1/sessions")
+        assert (wrong.status_code, wrong.json()["code"]) == (405, "method_not_allowed")
+
+
+async def test_half_a_body_creates_nothing(serve: Serve) -> None:
+    async with serve() as server, server.management() as management:
+        port = int(server.url.rsplit(":", 1)[1])
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            b"POST /v1/sessions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 500\r\n"
+            b'Content-Type: application/json\r\n\r\n{"tutor_id":1,"student_id":1}'
+        )
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        await asyncio.sleep(0.1)
+        assert (await management.get("/v1/sessions")).json()["total"] == 0
+
+
+async def test_half_a_request_does_not_hold_its_place(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uvicorn_protocols, "_HEADER_SECONDS", 0.1)
+    async with serve() as server:
+        port = int(server.url.rsplit(":", 1)[1])
+        for said in (b"", b"GET / HTTP/1.1\r\nHost:"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(said)
+            async with asyncio.timeout(2):
+                with contextlib.suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+            writer.close()
+
+
+async def test_deleting_while_the_tutor_is_being_prepared_is_told_at_once(serve: Serve) -> None:
+    async with serve() as server, server.management() as management:
+        await server.state.tutoring.engines.remove(1)
+        server.cast.tts.load_gate.clear()
+        ticket = await management.create_session()
+        async with converse(ticket, v2=False) as socket:
+            await management.delete_session(ticket.session_id)
+            async with asyncio.timeout(1):
+                assert (await socket.receive())["code"] == "session_ended"
+        server.cast.tts.load_gate.set()
+
+
+async def test_nobody_is_let_in_while_the_server_stops(serve: Serve) -> None:
+    async with serve() as server, server.management() as management:
+        server.state.sessions.end_all()
+        refused = await management._http.post("/v1/sessions", json={"tutor_id": 1, "student_id": 1})
+        assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
+
+
+async def test_a_session_does_not_expire_in_the_middle_of_an_answer(serve: Serve) -> None:
+    async with serve(session_timeout_seconds=0.3) as server, server.management() as management:
+        gate = asyncio.Event()
+        server.cast.llm.scripts.append(["It takes ", gate, "long."])
+        async with converse(await management.create_session()) as socket:
+            await socket.until("session.ready")
+            await socket.text("What is a list?")
+            await socket.until("text.delta")
+            await asyncio.sleep(1.5)
+            gate.set()
+            assert (await socket.turn())[-1]["status"] == "completed"
+            async with asyncio.timeout(3):
+                assert (await socket.receive())["type"] == "session.ending"
 
 
 async def test_a_page_of_another_site_manages_nothing_without_a_key(serve: Serve) -> None:

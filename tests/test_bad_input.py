@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
 import socket as sockets
 
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from gpuserver import observability
 from gpuserver.audio import wav
 from gpuserver.client import Ticket, converse
 from tests.conftest import Serve
@@ -82,7 +80,8 @@ async def test_a_message_over_the_limit_closes_the_socket_with_1009(serve: Serve
             with pytest.raises(ConnectionClosed) as closed:
                 await socket.text("x" * 4096)
                 await socket.receive()
-            assert closed.value.sent is not None or closed.value.rcvd is not None
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1009
         async with converse(ticket, v2=False) as socket:
             await socket.receive()
 
@@ -126,29 +125,3 @@ def _raw_client(url: str, ticket: Ticket) -> sockets.socket:
 def _masked(payload: bytes) -> bytes:
     """A client text frame, masked with zeros."""
     return bytes([0x81, 0x80 | len(payload)]) + bytes(4) + payload
-
-
-@pytest.mark.parametrize("v2", [False, True])
-async def test_no_log_line_holds_a_token_or_a_pupils_words(serve: Serve, v2: bool) -> None:
-    lines: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(self.format(record))
-
-    observability.configure("DEBUG", "console")
-    keep = Keep()
-    keep.setFormatter(logging.getLogger().handlers[0].formatter)
-    logging.getLogger().addHandler(keep)
-    logging.getLogger("uvicorn.access").setLevel(logging.DEBUG)
-    async with serve() as server, server.management() as management:
-        ticket = await management.create_session()
-        async with converse(ticket, v2=v2) as socket:
-            await socket.receive()
-            await socket.text("my secret diary")
-            await socket.until("text")
-        async with converse(ticket, v2=False) as socket:
-            await socket.receive()
-    assert lines
-    assert not [line for line in lines if ticket.engine_token in line]
-    assert not [line for line in lines if "secret diary" in line]

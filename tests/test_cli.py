@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import wave
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx2
@@ -132,6 +134,27 @@ def test_check_says_what_to_do_when_nothing_is_there(data_dir: Path) -> None:
     assert checked.returncode == 1
     assert "FAIL" in checked.stdout
     assert "fix: start the server" in checked.stdout
+
+
+def test_check_says_that_another_program_answers(data_dir: Path) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+    with HTTPServer(("127.0.0.1", 0), Page) as other:
+        thread = threading.Thread(target=other.handle_request, daemon=True)
+        thread.start()
+        checked = run("check", "--url", f"http://127.0.0.1:{other.server_port}", data_dir=data_dir)
+        thread.join(5)
+    assert checked.returncode == 1
+    assert "not gpuserver's" in checked.stdout
+    assert "Traceback" not in checked.stderr
+    for wrong in ("nonsense", "http://[::1", "http://"):
+        checked = run("check", "--url", wrong, data_dir=data_dir)
+        assert checked.returncode == 1, wrong
+        assert "Traceback" not in checked.stderr
 
 
 def test_check_says_that_the_key_is_missing(data_dir: Path, tmp_path: Path) -> None:

@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from gpuserver.config import Settings
-from gpuserver.errors import ConfigurationError, ProviderUnavailable, TutorNotFound
+from gpuserver.errors import (
+    ConfigurationError,
+    GpuServerError,
+    ProviderUnavailable,
+    TutorNotFound,
+)
 from gpuserver.providers import PROVIDERS, Place, RuntimeKey, find
 from gpuserver.providers.runtimes import Runtimes
 from gpuserver.tutor.ai_engine import Engines
 from gpuserver.tutor.tutoring import Progress, Tutoring
 from gpuserver.tutor.tutors import Catalogue
+from gpuserver.unified_server import create_app
 from tests.fakes import Cast
 
 KEY = RuntimeKey("llm", "scripted", "a")
@@ -224,3 +231,26 @@ def test_one_string_is_meant_for_the_tutors_own_language(tmp_path: Path) -> None
     ).default
     assert tutor.greet() == "你好"
     assert tutor.voices == {"zh": "cmn"}
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ZeroDivisionError("secret"), "ZeroDivisionError"),
+        (ProviderUnavailable(problem="No weights.", fix="get some."), "No weights. Fix: get some."),
+    ],
+)
+async def test_a_server_that_can_not_load_ends_instead_of_looking_healthy(
+    cast: Cast, make_settings: Callable[..., Settings], failure: Exception, said: str
+) -> None:
+    cast.embeddings.load_failure = failure
+    fatal: asyncio.Queue[GpuServerError] = asyncio.Queue()
+
+    def assemble() -> FastAPI:
+        settings = make_settings()
+        return create_app(settings, Tutoring(settings, factory=cast.find), fatal.put_nowait)
+
+    app = await asyncio.to_thread(assemble)
+    async with app.router.lifespan_context(app), asyncio.timeout(5):
+        assert said in str(await fatal.get())

@@ -103,6 +103,27 @@ async def test_interrupting_stops_the_turn_and_nothing_of_it_follows(serve: Serv
     assert messages[-1]["status"] == "completed"
 
 
+async def test_interrupting_while_the_client_reads_slowly_loses_no_message(serve: Serve) -> None:
+    async with serve() as server, server.management() as management:
+        server.cast.llm.scripts.append([f"{n} " * 2000 for n in range(4000)])
+        async with converse(await management.create_session()) as socket:
+            await ready(socket)
+            await socket.text("What is a list?")
+            # The client's own buffer is full, then the network's, then the server's line.
+            written = -1
+            while written != (written := server.state.sessions.list()[0].seq):
+                await asyncio.sleep(0.2)
+            for _ in range(3):
+                await socket.interrupt()
+                await asyncio.sleep(0.05)
+            await socket.ping()
+            messages = await socket.turn()
+            messages.append(await socket.receive())
+    assert [m["seq"] for m in messages] == list(range(2, 2 + len(messages)))
+    assert messages[-2]["status"] == "interrupted"
+    assert messages[-1]["type"] == "pong"
+
+
 async def test_a_question_interrupted_at_once_has_its_ending_too(serve: Serve) -> None:
     async with serve() as server, server.management() as management:
         async with converse(await management.create_session()) as socket:

@@ -256,11 +256,11 @@ class DialectV2(Dialect):
     @staticmethod
     def refusal(live: LiveSession, error: GpuServerError) -> ServerMessage:
         return protocol.Error(
-            live.next_seq(), now(), error.code, error.sentence("en"), error.retryable
+            live.session.next_seq(), now(), error.code, error.sentence("en"), error.retryable
         )
 
     def _stamp(self) -> tuple[int, datetime]:
-        return self._live.next_seq(), now()
+        return self._live.session.next_seq(), now()
 
 
 def describe(engine: AIEngine) -> protocol.TutorInfo:

@@ -64,7 +64,7 @@ class SessionList(BaseModel):
 
 
 class TutorEntry(BaseModel):
-    """A tutor to choose; `listens` and `speaks` are the languages of its ear and voice."""
+    """A tutor to choose; `languages` are those it answers in."""
 
     id: int
     name: str

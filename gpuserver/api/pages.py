@@ -89,5 +89,4 @@ def _with_policy(response: Response, request: Request, style: str = "'self'") ->
             "frame-ancestors 'self'",
         ]
     )
-    response.headers["Cache-Control"] = "no-cache"
     return response

@@ -28,6 +28,8 @@ _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
+    # Answers change, and after an upgrade the page's modules must fit each other.
+    "Cache-Control": "no-cache",
 }
 
 
@@ -36,7 +38,10 @@ def origin_allowed(headers: Mapping[str, str], allowed: tuple[str, ...]) -> bool
     origin = headers.get("origin", "").rstrip("/")
     if not origin or "*" in allowed or origin in allowed:
         return True
-    return urlsplit(origin).netloc == headers.get("host")
+    try:
+        return urlsplit(origin).netloc == headers.get("host")
+    except ValueError:
+        return False
 
 
 class ManagementGuard:
@@ -61,9 +66,18 @@ class ManagementGuard:
             if not hmac.compare_digest(offered.encode(), self._key):
                 raise KeyRefused
         elif not self._open:
-            host_ok = (request.url.hostname or "") in self._own_hosts
+            host_ok = _host_name(request.headers.get("host", "")) in self._own_hosts
             if not (host_ok and origin_allowed(request.headers, self._origins)):
                 raise OriginRefused
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header; empty for one that makes no sense."""
+    try:
+        parts = urlsplit(f"//{host}")
+        return (parts.hostname or "") if parts.port is None or parts.port else ""
+    except ValueError:
+        return ""
 
 
 def guard(request: Request) -> None:
@@ -105,14 +119,17 @@ class Hardening:
         except BodyTooLarge as error:
             await error_response(error)(scope, receive, with_headers)
         else:
-            await self._app(scope, _replayed(body, receive), with_headers)
+            if body is not None:
+                await self._app(scope, _replayed(body, receive), with_headers)
 
-    async def _body(self, receive: Receive) -> bytes:
-        """Raises BodyTooLarge. Empty for a client that has gone: the app finds out by itself."""
+    async def _body(self, receive: Receive) -> bytes | None:
+        """The whole body; None when the client leaves in the middle of it. Raises BodyTooLarge."""
         body = bytearray()
         more = True
         while more:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
             body += message.get("body", b"")
             if len(body) > self._limit:
                 raise BodyTooLarge(limit=self._limit)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.http11 import Request
 
 from gpuserver import protocol
-from gpuserver.api.dialects import Dialect, Dialect1, DialectV2
+from gpuserver.api.dialects import Dialect, Dialect1, DialectV2, ServerMessage
 from gpuserver.api.security import origin_allowed
+from gpuserver.api.uvicorn_protocols import ABORT, WRITABLE
 from gpuserver.errors import (
     GpuServerError,
     KnowledgeBaseNotFound,
@@ -27,80 +27,102 @@ from gpuserver.sessions.session_manager import EndReason, Session, SessionManage
 
 log = get_logger(__name__)
 
-_ABORT: Final = "gpuserver.abort"
 _CLOSE_SECONDS: Final = 2.0
+_QUEUE_BYTES: Final = 1 << 20
+"""What may be in line for one client, beyond the transport's buffers, before its turn waits."""
 _BURST: Final = 64
 """Frames to one client before the others get their turn: a send that finds room never waits."""
 
 
-class AbortableProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, with a way to drop a connection whose client has stopped reading.
+class Connection:
+    """One accepted WebSocket.
 
-    Neither closing it nor its ping timeout ends such a connection; aborting the transport does.
+    A message is on its way, or in line, before `send` can be interrupted: what has a number is
+    never lost and never overtaken. A client that takes nothing for `send_timeout` seconds is
+    dropped.
     """
 
-    def handle_connect(self, event: Request) -> None:
-        super().handle_connect(event)
-        extensions: dict[str, Any] = self.scope["extensions"]
-        extensions[_ABORT] = self.transport.abort
-
-
-class Connection:
-    """One accepted WebSocket. Order holds: nothing waits between numbering and sending."""
-
     def __init__(self, websocket: WebSocket, send_timeout: float) -> None:
+        extensions = websocket.scope.get("extensions") or {}
         self._websocket = websocket
         self._send_timeout = send_timeout
-        self._waiting = 0
+        # Under a server that does not say, everything goes through the line.
+        self._writable: Callable[[], bool] = extensions.get(WRITABLE, lambda: False)
+        self._abort: Callable[[], None] = extensions.get(ABORT, lambda: None)
+        self._line: deque[str] = deque()
+        self._line_bytes = 0
+        self._filled = asyncio.Event()
+        self._room = asyncio.Event()
         self._sent = 0
         self._gone = False
 
-    async def send(self, message: protocol.ServerMessage1 | protocol.ServerMessage2) -> None:
-        """Send a message, waiting while the client's buffers are full; dropped if it has gone."""
+    async def send(self, message: ServerMessage) -> None:
+        """Send a message, waiting while too much is in line; dropped if the client has gone."""
         if self._gone:
             return
-        self._waiting += 1
-        try:
-            await self._websocket.send_text(protocol.encode(message))
-        except (WebSocketDisconnect, RuntimeError):
-            # The receive loop learns of it too and ends the connection.
-            self._gone = True
-        finally:
-            self._waiting -= 1
-            self._sent += 1
+        frame = protocol.encode(message)
+        if not self._line and self._writable():
+            # Where there is room this does not wait, so a line and its task are not needed.
+            await self._transmit(frame)
+        else:
+            self._line.append(frame)
+            self._line_bytes += len(frame)
+            self._filled.set()
+            while self._line_bytes > _QUEUE_BYTES and not self._gone:
+                self._room.clear()
+                await self._room.wait()
+        self._sent += 1
         if self._sent % _BURST == 0:
             await asyncio.sleep(0)
 
-    async def watch(self) -> None:
-        """Drop the connection when the same send has waited for longer than allowed.
-
-        Looking from time to time costs the sends no clock.
-        """
-        stuck_at = None
-        while True:
-            await asyncio.sleep(self._send_timeout)
-            if self._waiting and self._sent == stuck_at:
-                log.warning("client reads nothing, dropped")
-                self.abort()
-                return
-            stuck_at = self._sent if self._waiting else None
+    async def send_line(self) -> None:
+        """Send what is in line, for as long as the connection lasts."""
+        while not self._gone:
+            await self._filled.wait()
+            while self._line:
+                try:
+                    async with asyncio.timeout(self._send_timeout):
+                        await self._transmit(self._line[0])
+                except TimeoutError:
+                    log.warning("client reads nothing, dropped")
+                    self.abort()
+                    return
+                if self._gone:
+                    return
+                self._line_bytes -= len(self._line.popleft())
+                self._room.set()
+            self._filled.clear()
 
     async def close(self, code: int, reason: str) -> None:
         """Close with a code and a reason, or drop a client that does not take them."""
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
+                while self._line and not self._gone:
+                    self._room.clear()
+                    await self._room.wait()
                 await self._websocket.close(code, reason)
         except TimeoutError:
             self.abort()
         except (WebSocketDisconnect, RuntimeError):
             pass
-        self._gone = True
+        self._end()
 
     def abort(self) -> None:
+        self._end()
+        self._abort()
+
+    async def _transmit(self, frame: str) -> None:
+        try:
+            await self._websocket.send_text(frame)
+        except (WebSocketDisconnect, RuntimeError):
+            # The receive loop learns of it too and ends the connection.
+            self._end()
+
+    def _end(self) -> None:
         self._gone = True
-        abort = self._websocket.scope.get("extensions", {}).get(_ABORT)
-        if abort is not None:
-            abort()
+        self._line.clear()
+        self._line_bytes = 0
+        self._room.set()
 
 
 class Door:
@@ -159,19 +181,24 @@ class Door:
     async def _converse(self, websocket: WebSocket, session: Session, kind: type[Dialect]) -> None:
         connection = Connection(websocket, self._send_timeout)
         live = self._live_sessions.open(session)
-        try:
-            engine = await live.engine()
-        except GpuServerError as error:
-            await connection.send(kind.refusal(live, error))
-            await connection.close(protocol.CLOSE_SHUTDOWN, error.code)
-            return
-        dialect = kind(live, engine, connection.send)
-        live.attach(dialect)
-        try:
-            await dialect.greet(self._notice(session))
-            await _until_over(websocket, connection, dialect, session)
-        finally:
-            live.detach(dialect)
+        async with asyncio.TaskGroup() as group:
+            sending = group.create_task(connection.send_line())
+            try:
+                engine = await live.engine()
+            except GpuServerError as error:
+                await connection.send(kind.refusal(live, error))
+                ended = session.ended.is_set()
+                code = protocol.CLOSE_ENDED if ended else protocol.CLOSE_SHUTDOWN
+                await connection.close(code, error.code)
+            else:
+                dialect = kind(live, engine, connection.send)
+                live.attach(dialect)
+                try:
+                    await dialect.greet(self._notice(session))
+                    await _until_over(websocket, connection, dialect, session)
+                finally:
+                    live.detach(dialect)
+            sending.cancel()
 
     def _notice(self, session: Session) -> GpuServerError | None:
         if session.kb_id is None or self._known_kb(session.kb_id):
@@ -184,7 +211,6 @@ async def _until_over(
 ) -> None:
     """Receive until the client leaves, the session ends, or another client replaces this one."""
     async with asyncio.TaskGroup() as group:
-        watch = group.create_task(connection.watch())
         tasks: list[asyncio.Task[Any]] = [
             group.create_task(_receive(websocket, dialect)),
             group.create_task(session.ended.wait()),
@@ -195,7 +221,6 @@ async def _until_over(
             task.cancel()
         if session.ended.is_set() or dialect.replaced.is_set():
             await _bid_farewell(connection, dialect, session)
-        watch.cancel()
 
 
 async def _receive(websocket: WebSocket, dialect: Dialect) -> None:
@@ -217,22 +242,13 @@ async def _receive(websocket: WebSocket, dialect: Dialect) -> None:
 
 async def _bid_farewell(connection: Connection, dialect: Dialect, session: Session) -> None:
     if session.end_reason is None:
-        await _within(dialect.end(Replaced()))
+        await dialect.end(Replaced())
         await connection.close(protocol.CLOSE_REPLACED, "replaced")
         return
-    await _within(dialect.end(SessionEnded(reason=session.end_reason)))
+    await dialect.end(SessionEnded(reason=session.end_reason))
     shutdown = session.end_reason is EndReason.SHUTDOWN
     code = protocol.CLOSE_SHUTDOWN if shutdown else protocol.CLOSE_ENDED
     await connection.close(code, session.end_reason)
-
-
-async def _within(sending: Any) -> None:
-    """The last words; a client that does not take them in time goes without."""
-    try:
-        async with asyncio.timeout(_CLOSE_SECONDS):
-            await sending
-    except TimeoutError:
-        pass
 
 
 def _token(websocket: WebSocket, offered: list[str]) -> str:

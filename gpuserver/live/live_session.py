@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gpuserver.errors import (
     Busy,
     EngineFailed,
     GpuServerError,
+    Replaced,
     SessionEnded,
     TextEmpty,
     TextTooLong,
@@ -69,6 +71,7 @@ class _Asked:
     turn_id: str
     question: Question
     listener: Listener
+    arrived: float = field(default_factory=time.monotonic)
     dropped: bool = False
 
 
@@ -86,16 +89,18 @@ class LiveSession:
         self._running: tuple[str, asyncio.Task[None]] | None = None
         self._listener: Listener | None = None
         self._turns = 0
-        self._seq = 0
 
     async def engine(self) -> AIEngine:
-        """The engine, once it is built. Raises what its build raised."""
-        return await asyncio.shield(self._engine)
-
-    def next_seq(self) -> int:
-        """The number of the session's next message: from 1, without gaps."""
-        self._seq += 1
-        return self._seq
+        """The engine, once it is built. Raises what its build raised, and SessionEnded."""
+        ending = asyncio.create_task(self.session.ended.wait())
+        either: list[asyncio.Future[Any]] = [self._engine, ending]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ending.cancel()
+        if self.session.ended.is_set():
+            raise SessionEnded(reason=self.session.end_reason)
+        return self._engine.result()
 
     def attach(self, listener: Listener) -> None:
         """Serve this client from now on; an earlier one is told and its turn stops."""
@@ -113,9 +118,12 @@ class LiveSession:
     def ask(self, question: Question, listener: Listener) -> str:
         """Put a question in line; returns its turn's id.
 
-        Raises TextEmpty, TextTooLong, Busy, or SessionEnded when the session has expired meanwhile.
+        Raises TextEmpty, TextTooLong, Busy; SessionEnded when the session has expired meanwhile;
+        Replaced when another client has taken it over.
         """
         self.check_alive()
+        if listener is not self._listener:
+            raise Replaced
         if question.clip is None:
             if not question.text.strip():
                 raise TextEmpty
@@ -146,10 +154,10 @@ class LiveSession:
             if self._running is not None:
                 self._running[1].cancel()
 
-    async def keep(self, engines: Engines) -> None:
+    async def keep(self, engines: Callable[[], Engines]) -> None:
         """Hold the engine and answer until the session ends. One call, by one owner."""
         try:
-            async with engines.lease(self.session.tutor_id) as engine:
+            async with engines().lease(self.session.tutor_id) as engine:
                 self._engine.set_result(engine)
                 async with asyncio.TaskGroup() as group:
                     work = group.create_task(self._answer_all(engine))
@@ -180,20 +188,20 @@ class LiveSession:
             kb_id=self.session.kb_id,
             timeout=self.limits.turn_seconds,
             max_audio_seconds=self.limits.audio_seconds,
+            arrived=asked.arrived,
         )
         try:
-            if not asked.dropped:
-                async with asyncio.TaskGroup() as group:
-                    self._running = (asked.turn_id, group.create_task(turn.run()))
-            if not turn.began:
-                await turn.skip()
+            with self._manager.in_use(self.session):
+                if not asked.dropped:
+                    async with asyncio.TaskGroup() as group:
+                        self._running = (asked.turn_id, group.create_task(turn.run()))
+                if not turn.began:
+                    await turn.skip()
         # The top of a turn: it has told the student by itself; one bug must not end the session.
         except Exception:
             log.exception("turn failed", session=self.session.id, turn=asked.turn_id)
         finally:
             self._running = None
-        if not self.session.ended.is_set():
-            self._manager.touch(self.session)
 
 
 class LiveSessions:
@@ -231,7 +239,7 @@ class LiveSessions:
 
     async def _keep(self, live: LiveSession) -> None:
         try:
-            await live.keep(self._engines())
+            await live.keep(self._engines)
         # The top of a session's task: one session's bug must not take the others down.
         except Exception:
             log.exception("live session failed", session=live.session.id)

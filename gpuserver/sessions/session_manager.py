@@ -8,12 +8,13 @@ import hmac
 import math
 import secrets
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from gpuserver.errors import SessionLimitReached, SessionNotFound, TokenRefused
+from gpuserver.errors import NotReady, SessionLimitReached, SessionNotFound, TokenRefused
 from gpuserver.observability import get_logger
 
 log = get_logger(__name__)
@@ -45,6 +46,19 @@ class Session:
     last_activity: datetime
     ended: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     end_reason: EndReason | None = None
+    seq: int = 0
+    """The number of the last message that was sent."""
+    turns_running: int = 0
+    """A session whose turn is running is in use, however long that takes."""
+
+    def next_seq(self) -> int:
+        """The number of the session's next message: from 1, without gaps."""
+        self.seq += 1
+        return self.seq
+
+    def expired(self, now: float) -> bool:
+        """Whether it has been idle for too long; `now` is on the monotonic clock."""
+        return self.expires_at <= now and not self.turns_running
 
 
 class SessionManager:
@@ -60,6 +74,7 @@ class SessionManager:
         self._clock = clock
         self._sessions: dict[str, Session] = {}
         self._admission = asyncio.Lock()
+        self._closing = False
 
     def __len__(self) -> int:
         self.sweep()
@@ -70,10 +85,13 @@ class SessionManager:
     ) -> tuple[Session, str]:
         """A new session and its token, which is told this once.
 
-        Raises SessionLimitReached, with the seconds until the next place falls free by expiry.
+        Raises SessionLimitReached, with the seconds until the next place falls free by expiry, and
+        NotReady while the server stops.
         """
         # Admission is decided under a lock: a store on another machine takes time to answer.
         async with self._admission:
+            if self._closing:
+                raise NotReady(stage="shutting down", retry_after=5)
             self.sweep()
             if len(self._sessions) >= self.limit:
                 raise SessionLimitReached(limit=self.limit, retry_after=self._next_place())
@@ -98,7 +116,7 @@ class SessionManager:
         session = self._sessions.get(session_id)
         if session is None:
             raise SessionNotFound(session_id=session_id)
-        if session.expires_at <= self._clock():
+        if session.expired(self._clock()):
             self._end(session, EndReason.EXPIRED)
             raise SessionNotFound(session_id=session_id)
         return session
@@ -131,6 +149,16 @@ class SessionManager:
         session.expires_at = self._clock() + self.idle_timeout
         session.last_activity = datetime.now(UTC)
 
+    @contextmanager
+    def in_use(self, session: Session) -> Iterator[None]:
+        """A turn of the session is running: it does not expire meanwhile."""
+        session.turns_running += 1
+        try:
+            yield
+        finally:
+            session.turns_running -= 1
+            self.touch(session)
+
     def delete(self, session_id: str) -> None:
         """End a session; whoever serves it is told. Raises SessionNotFound."""
         self._end(self.get(session_id), EndReason.DELETED)
@@ -143,7 +171,7 @@ class SessionManager:
     def sweep(self) -> None:
         """End every session that has been idle for too long."""
         now = self._clock()
-        for session in [s for s in self._sessions.values() if s.expires_at <= now]:
+        for session in [s for s in self._sessions.values() if s.expired(now)]:
             self._end(session, EndReason.EXPIRED)
 
     async def sweep_forever(self, interval: float) -> None:
@@ -153,7 +181,8 @@ class SessionManager:
             self.sweep()
 
     def end_all(self) -> None:
-        """The server stops: tell everybody."""
+        """The server stops: tell everybody, and let nobody in any more."""
+        self._closing = True
         for session in list(self._sessions.values()):
             self._end(session, EndReason.SHUTDOWN)
 

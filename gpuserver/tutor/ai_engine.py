@@ -190,8 +190,8 @@ class Engines:
 
     async def close(self) -> None:
         """Drop every engine; nobody may hold a lease any more."""
-        for tutor_id in list(self._entries):
-            await self._drop(tutor_id)
+        while self._entries:
+            await self._drop(next(iter(self._entries)))
 
     async def _drop_idle(self) -> None:
         idle = [i for i, e in self._entries.items() if e.leases == 0]
@@ -199,7 +199,9 @@ class Engines:
         built = [i for i in idle if self._entries[i].engine is not None]
         excess = max(0, len(built) - self._idle_limit)
         for tutor_id in [*unbuilt, *built[:excess]]:
-            await self._drop(tutor_id)
+            # Closing the one before took time, in which this one may have found a user.
+            if tutor_id in self._entries and self._entries[tutor_id].leases == 0:
+                await self._drop(tutor_id)
 
     async def _drop(self, tutor_id: int) -> None:
         entry = self._entries.pop(tutor_id)

@@ -42,7 +42,7 @@ class Turn:
     """One question being answered by one engine. Cancel the task that runs it to interrupt.
 
     Stages run side by side, joined by a bounded queue: the first clause is spoken while the model
-    still writes. `clock` is monotonic, in seconds.
+    still writes. `clock` is monotonic, in seconds; `arrived` is when the question came in, on it.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Turn:
         kb_id: str | None,
         timeout: float,
         max_audio_seconds: float,
+        arrived: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine, self._conversation = engine, conversation
@@ -64,7 +65,7 @@ class Turn:
         self._clock = clock
         self.began = False
         """Whether `run` has begun; a task that is cancelled at once never enters it."""
-        self._started_at = clock()
+        self._arrived = clock() if arrived is None else arrived
         self._timeline: dict[str, int] = {}
         self._asked = question.text
         self._written: list[str] = []
@@ -173,7 +174,7 @@ class Turn:
 
     def _mark(self, stage: str) -> None:
         if stage not in self._timeline:
-            self._timeline[stage] = round((self._clock() - self._started_at) * 1000)
+            self._timeline[stage] = round((self._clock() - self._arrived) * 1000)
 
     def _usage(self) -> dict[str, int]:
         return {
