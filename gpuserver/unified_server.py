@@ -205,7 +205,10 @@ async def _load(tutoring: Tutoring, on_fatal: Callable[[GpuServerError], None]) 
     # The top of this task: a server that can't become ready must end, not look healthy.
     except Exception as error:
         log.exception("loading failed")
-        reason = getattr(error, "strerror", None) or type(error).__name__
+        cause: BaseException = error
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        reason = getattr(cause, "strerror", None) or type(cause).__name__
         on_fatal(ConfigurationError(problem=f"Loading failed: {reason}.", fix="see the log above."))
     else:
         log.info("ready", seconds=round(time.monotonic() - began, 2))
