@@ -64,7 +64,7 @@ def _short(value: float) -> str:
 
 
 def run(name: str, measure: Measure, *, quick: bool) -> bool:
-    """Measure, print a table, write results/<name>.json; says whether every bound is kept."""
+    """Measure, print a table and write its JSON; says whether every bound is kept."""
     began = time.monotonic()
     figures = asyncio.run(measure(quick))
     print(f"\n### {name}{' (quick)' if quick else ''}\n\n| figure | measured | at most |")
@@ -81,7 +81,10 @@ def run(name: str, measure: Measure, *, quick: bool) -> bool:
         "figures": [{**asdict(figure), "ok": figure.ok} for figure in figures],
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2))
+    # A quick run does not replace the figures of a whole one.
+    (RESULTS / f"{name}{'.quick' if quick else ''}.json").write_bytes(
+        orjson.dumps(result, option=orjson.OPT_INDENT_2)
+    )
     return passed
 
 
