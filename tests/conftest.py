@@ -60,7 +60,7 @@ def _our_logging() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     levels = {name: logging.getLogger(name).level for name in ("uvicorn.error", "uvicorn.access")}
-    observability.configure("INFO", "console")
+    observability.configure("WARNING", "console")
     yield
     structlog.reset_defaults()
     root.handlers[:] = handlers
