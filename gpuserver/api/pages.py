@@ -20,6 +20,7 @@ WEB: Final = Path(__file__).parent.parent / "web"
 
 _DOCS_PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>gpuserver API</title>
+<link rel="icon" href="classroom/icon.svg">
 <link rel="stylesheet" href="docs/assets/swagger-ui.css"></head>
 <body><div id="swagger-ui"></div>
 <script src="docs/assets/swagger-ui-bundle.js"></script>
