@@ -48,7 +48,7 @@ def headings(messages: Sequence[dict[str, Any]]) -> list[str]:
 
 def test_the_spoken_questions_did_not_build_the_language_model() -> None:
     passages = load("python", ROOT / "gpuserver/courses/python").passages
-    known = vocabulary.build(passages, [p.heading for p in passages], lambda words: {})
+    known = vocabulary.build(passages, [p.heading for p in passages])
     assert len(SPOKEN) == 20
     assert not {item["question"] for item in SPOKEN} & set(known.sentences)
 

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -324,7 +324,7 @@ def test_knowledge_bases(tmp_path: Path) -> None:
 
 
 def build(text: str, *titles: str, language: Language = "en") -> set[str]:
-    built = vocabulary.build([passage("H", text, language)], titles, lambda words: {})
+    built = vocabulary.build([passage("H", text, language)], titles)
     assert set(" ".join(built.sentences).split()) == set(built.words)
     assert list(built.words) == sorted(built.words)
     return set(built.sentences)
@@ -344,16 +344,16 @@ def test_sentences_are_lower_case_words_only() -> None:
         assert sentence
 
 
-def test_pronunciations_are_asked_for_once() -> None:
-    asked: list[list[str]] = []
-
-    def pronounce(words: list[str]) -> Mapping[str, str]:
-        asked.append(words)
-        return {"loop": "luːp", "zzz": "unasked"}
-
-    built = vocabulary.build([passage("Loops", "A loop.")], [], pronounce)
-    assert asked == [list(built.words)]
-    assert built.pronunciations == {"loop": "luːp"}
+def test_a_course_may_say_how_its_words_are_read(tmp_path: Path) -> None:
+    (tmp_path / "en").mkdir()
+    (tmp_path / "en" / "a.md").write_text("# A\n\n## Tuples\n\nA tuple is fixed.\n", "utf-8")
+    readings = tmp_path / "readings.txt"
+    readings.write_text("# remark\n\nTuple tˈuːpəl tˈʌpəl  # both\n", "utf-8")
+    bases = KnowledgeBases.build({"a": tmp_path}, WordEmbeddings(), tmp_path / "cache", quiet)
+    assert bases.vocabulary(["a"]).readings == {"tuple": ("tˈuːpəl", "tˈʌpəl")}
+    readings.write_text("tuple\n", "utf-8")
+    with pytest.raises(ConfigurationError, match="line 1: 'tuple' has no reading"):
+        KnowledgeBases.build({"a": tmp_path}, WordEmbeddings(), tmp_path / "cache", quiet)
 
 
 def test_numbers_in_words() -> None:
@@ -392,7 +392,7 @@ def test_chinese_material_adds_no_words() -> None:
 
 def test_the_shipped_course_can_be_heard() -> None:
     passages = course.load("python", SHIPPED).passages
-    built = vocabulary.build(passages, [item.heading for item in passages], lambda words: {})
+    built = vocabulary.build(passages, [item.heading for item in passages])
     assert {"elif", "tuple", "recursion", "understand", "goodbye"} <= set(built.words)
     assert len(vocabulary.EVERYDAY) > 150
     assert 500 < len(built.words) < 3000

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +13,7 @@ from gpuserver.language import LANGUAGES, Language
 from gpuserver.providers import Passage
 
 MAX_FILE_BYTES: Final = 4 << 20
+READINGS_FILE: Final = "readings.txt"
 
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 _NOT_IN_ID = re.compile(r"[\W_]+")
@@ -25,6 +26,8 @@ class KnowledgeBase:
     kb_id: str
     title: str
     passages: tuple[Passage, ...]
+    readings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Words that people say in more ways than one, and how, in IPA."""
 
 
 def load(kb_id: str, root: Path) -> KnowledgeBase:
@@ -40,7 +43,22 @@ def load(kb_id: str, root: Path) -> KnowledgeBase:
             "or take this knowledge base out of the configuration.",
         )
     title = re.sub(r"[-_]+", " ", root.name).strip()
-    return KnowledgeBase(kb_id, title[:1].upper() + title[1:], tuple(passages))
+    title = title[:1].upper() + title[1:]
+    return KnowledgeBase(kb_id, title, tuple(passages), _readings(root / READINGS_FILE))
+
+
+def _readings(path: Path) -> dict[str, tuple[str, ...]]:
+    """The lines `word reading reading …` of the file, if there is one; `#` begins a remark."""
+    if not path.exists():
+        return {}
+    readings: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        word, *said = line.partition("#")[0].split() or [""]
+        if word and not said:
+            raise _malformed(path, number, f"{word!r} has no reading", "write it in IPA behind it")
+        if word:
+            readings[word.lower()] = tuple(said)
+    return readings
 
 
 def _files(folder: Path) -> list[Path]:

@@ -63,5 +63,10 @@ class KnowledgeBases:
                 headings = [passage.heading for passage in passages]
                 if len(self._vocabularies) >= CACHED_VOCABULARIES:
                     del self._vocabularies[next(iter(self._vocabularies))]
-                self._vocabularies[chosen] = vocabulary.build(passages, headings, lambda _: {})
+                readings = {
+                    word: said
+                    for kb_id in chosen
+                    for word, said in self._bases[kb_id].readings.items()
+                }
+                self._vocabularies[chosen] = vocabulary.build(passages, headings, readings)
             return self._vocabularies[chosen]

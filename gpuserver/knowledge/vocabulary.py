@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from gpuserver.language import HAN, prose, sentences, spoken_code
@@ -138,11 +138,12 @@ _TENS: Final[list[str]] = re.findall(
 def build(
     passages: Iterable[Passage],
     headings: Iterable[str],
-    pronounce: Callable[[list[str]], Mapping[str, str]],
+    readings: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Vocabulary:
     """The English words and sentences of a course and of questions about it.
 
-    `pronounce` gives the IPA of the words it knows; it is called once, with all of them.
+    `readings` are the course's own ways to say a word, in IPA. How the others are pronounced is
+    the speech engine's to add.
     """
     said: list[str] = list(EVERYDAY)
     things: list[str] = []
@@ -166,8 +167,7 @@ def build(
     said.extend(template.format(act) for act in _once(actions) for template in ABOUT_ACTION)
     kept = tuple(_once(said))
     words = sorted({word for sentence in kept for word in sentence.split()})
-    spoken = pronounce(words)
-    return Vocabulary(tuple(words), {word: spoken[word] for word in words if word in spoken}, kept)
+    return Vocabulary(tuple(words), kept, readings=readings or {})
 
 
 def _once(items: Iterable[str]) -> list[str]:

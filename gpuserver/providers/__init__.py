@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -100,13 +100,15 @@ class LLM(Protocol):
 class Vocabulary:
     """The words of a course, for recognition: it belongs to the course, not to a runtime.
 
-    `pronunciations` are IPA, from the speech engine, for words a dictionary may lack;
-    `sentences` are lower-case and without punctuation.
+    `sentences` are lower-case and without punctuation. All pronunciations are IPA: `pronunciations`
+    from the speech engine, for words a dictionary may lack; `readings` from the course, of words
+    that people say in more ways than one.
     """
 
     words: tuple[str, ...]
-    pronunciations: Mapping[str, str]
     sentences: tuple[str, ...]
+    pronunciations: Mapping[str, str] = field(default_factory=dict)
+    readings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -114,6 +116,7 @@ class Vocabulary:
         parts = (
             "\n".join(self.sentences),
             repr(sorted(self.pronunciations.items())),
+            repr(sorted(self.readings.items())),
             " ".join(self.words),
         )
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]

@@ -8,8 +8,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Set
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -109,7 +109,11 @@ class PocketsphinxASR:
 
 
 def _sendable(vocabulary: Vocabulary) -> Vocabulary:
-    return replace(vocabulary, pronunciations=dict(vocabulary.pronunciations))
+    return replace(
+        vocabulary,
+        pronunciations=dict(vocabulary.pronunciations),
+        readings=dict(vocabulary.readings),
+    )
 
 
 # In the child
@@ -269,7 +273,19 @@ def _dictionary(vocabulary: Vocabulary) -> list[str]:
         if word.lower() in missing and (phones := arpabet(ipa)):
             missing.discard(word.lower())
             lines.append(f"{word.lower()} {phones}\n")
-    return lines
+    return lines + list(_further(vocabulary, lines))
+
+
+def _further(vocabulary: Vocabulary, lines: Sequence[str]) -> Iterator[str]:
+    """Lines for the course's own readings of words: `tuple(2) T AH P AH L`."""
+    known = {line.partition(" ")[2].strip() + " " + _word(line) for line in lines}
+    readings = Counter(map(_word, lines))
+    for word, ipas in sorted(vocabulary.readings.items()):
+        for phones in filter(None, map(arpabet, ipas)):
+            if f"{phones} {word}" not in known:
+                readings[word] += 1
+                variant = "" if readings[word] == 1 else f"({readings[word]})"
+                yield f"{word}{variant} {phones}\n"
 
 
 def _language_model(vocabulary: Vocabulary, known: Set[str]) -> Any:
