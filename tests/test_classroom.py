@@ -74,9 +74,14 @@ def test_a_citation_leads_to_its_source(classroom: Classroom) -> None:
 
 
 @in_browser
-@pytest.mark.parametrize("way", ["pointer", "space", "enter"])
-def test_a_spoken_question_is_recognised_and_answered(classroom: Classroom, way: str) -> None:
-    page = classroom.enter()
+@pytest.mark.parametrize(
+    ("way", "language"), [("pointer", "en"), ("space", "en"), ("enter", "zh"), ("pointer", "zh")]
+)
+def test_a_spoken_question_is_recognised_and_answered(
+    classroom: Classroom, way: str, language: str
+) -> None:
+    """In both interfaces: the tutor that hears English is asked in English."""
+    page = classroom.enter(language=language)
     until(page, "!document.querySelector('#talk').disabled")
     if way == "pointer":
         page.hover("#talk")
