@@ -47,10 +47,8 @@ def claimed(data_dir: Path, url: str) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n{url}\n")
         file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        # The file stays: removing it would leave two servers with two files of the same name.
+        yield
 
 
 def _locked(file: IO[str]) -> bool:

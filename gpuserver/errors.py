@@ -87,6 +87,14 @@ class NotReady(GpuServerError):
     zh = "服务器正在加载模型（{stage}），请稍候再试。"
 
 
+class ShuttingDown(GpuServerError):
+    code = "shutting_down"
+    status = 503
+    retryable = True
+    en = "The server is shutting down; try again in a moment."
+    zh = "服务器正在关闭，请稍候再试。"
+
+
 class KeyRefused(GpuServerError):
     code = "key_refused"
     status = 401

@@ -123,6 +123,7 @@ class Scripted:
     app: FastAPI
     state: State
     cast: Cast
+    server: Server
 
     def management(self, key: str = "") -> Management:
         return Management(self.url, key)
@@ -144,17 +145,17 @@ def serve(cast: Cast, make_settings: Callable[..., Settings]) -> Serve:
             return settings, tutoring, create_app(settings, tutoring)
 
         settings, tutoring, app = await asyncio.to_thread(assemble)
-        async with uvicorn_on(app, settings) as url:
+        async with uvicorn_on(app, settings) as (url, server):
             while not tutoring.progress.ready:
                 await asyncio.sleep(0.005)
-            yield Scripted(url, app, app.state.gpuserver, cast)
+            yield Scripted(url, app, app.state.gpuserver, cast, server)
 
     return run
 
 
 @asynccontextmanager
-async def uvicorn_on(app: FastAPI, settings: Settings) -> AsyncIterator[str]:
-    """Run an app on a free port of the loopback; gives its address."""
+async def uvicorn_on(app: FastAPI, settings: Settings) -> AsyncIterator[tuple[str, Server]]:
+    """Run an app on a free port of the loopback; gives its address and its server."""
     server = Server(app, settings)
     server.config.host, server.config.port = "127.0.0.1", 0
     server.config.load()
@@ -163,7 +164,7 @@ async def uvicorn_on(app: FastAPI, settings: Settings) -> AsyncIterator[str]:
     await server.startup()
     try:
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", server
     finally:
         await server.shutdown()
 

@@ -96,7 +96,7 @@ async def test_nobody_is_let_in_while_the_server_stops(serve: Serve) -> None:
     async with serve() as server, server.management() as management:
         server.state.sessions.end_all()
         refused = await management._http.post("/v1/sessions", json={"tutor_id": 1, "student_id": 1})
-        assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
+        assert (refused.status_code, refused.json()["code"]) == (503, "shutting_down")
 
 
 async def test_a_session_does_not_expire_in_the_middle_of_an_answer(serve: Serve) -> None:

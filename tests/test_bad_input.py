@@ -125,3 +125,34 @@ def _raw_client(url: str, ticket: Ticket) -> sockets.socket:
 def _masked(payload: bytes) -> bytes:
     """A client text frame, masked with zeros."""
     return bytes([0x81, 0x80 | len(payload)]) + bytes(4) + payload
+
+
+async def test_a_client_that_reads_nothing_and_says_goodbye_lets_go_of_the_session(
+    serve: Serve,
+) -> None:
+    async with serve() as server, server.management() as management:
+        server.cast.llm.scripts.append(["x" * 100_000] * 400)
+        ticket = await management.create_session()
+        raw = await asyncio.to_thread(_raw_client, server.url, ticket)
+        with raw:
+            await asyncio.to_thread(raw.sendall, _masked(b'{"type":"text","content":"flood"}'))
+            async with asyncio.timeout(10):
+                while not server.cast.llm.running:
+                    await asyncio.sleep(0.01)
+                written = -1
+                while written != (written := server.state.sessions.list()[0].seq):
+                    await asyncio.sleep(0.2)
+            # A close frame: polite, and nothing is read all the same.
+            await asyncio.to_thread(raw.sendall, b"\x88\x82" + bytes(4) + b"\x03\xe8")
+            async with asyncio.timeout(5):
+                session = server.state.sessions.get(ticket.session_id)
+                while session.turns_running or server.state.door.connections:
+                    await asyncio.sleep(0.01)
+            # The connection itself is dropped although nobody reads from it.
+            async with asyncio.timeout(8):
+                while len(server.server.server_state.connections) > 1:
+                    await asyncio.sleep(0.05)
+            async with converse(ticket, v2=False) as socket:
+                await socket.receive()
+                await socket.text("next")
+                assert (await socket.receive())["content"] == "You asked: next"

@@ -164,6 +164,22 @@ def test_a_question_during_an_answer_interrupts_it_first(classroom: Classroom) -
 
 
 @in_browser
+def test_several_questions_at_once_leave_one_answer(classroom: Classroom) -> None:
+    page = classroom.enter()
+    for number in range(6):
+        ask(page, f"What is a list? {number}")
+    page.wait_for_selector(".answer:last-child[data-status=completed]", timeout=60_000)
+    page.wait_for_selector(IDLE, timeout=60_000)
+    assert page.locator(".question").count() == 6
+    assert page.locator(".answer[data-status=interrupted]").count() <= 1
+    assert page.locator(".answer[data-status=completed]").count() == 2  # the greeting, the answer
+    ask(page, QUESTION)
+    page.wait_for_selector(SPEAKING)
+    page.wait_for_selector(".answer:last-child[data-status=completed]", timeout=60_000)
+    assert "loop" in answer(page)
+
+
+@in_browser
 def test_muted_the_text_is_shown_and_the_mouth_stays_closed(classroom: Classroom) -> None:
     page = classroom.enter()
     page.click("#mute")

@@ -14,7 +14,10 @@ from gpuserver import errors, protocol
 from gpuserver.config import Settings
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "bench/README.md", "frp/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 SETTINGS = {
     name.upper(): field
     for name, field in Settings.model_fields.items()
@@ -93,14 +96,14 @@ def test_every_error_code_is_documented_and_has_both_languages(kind: Any) -> Non
     assert re.search("[\u4e00-\u9fff]", kind.zh)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_pictures_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
         if "://" not in target and not target.startswith("mailto:"):
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_files_that_the_pages_name_exist(page: Path) -> None:
     for name in re.findall(r"`((?:gpuserver|tests|bench|docs|frp)/[\w./-]+)`", page.read_text()):
         assert (ROOT / name).exists(), name

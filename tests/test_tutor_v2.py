@@ -124,6 +124,20 @@ async def test_interrupting_while_the_client_reads_slowly_loses_no_message(serve
     assert messages[-1]["type"] == "pong"
 
 
+async def test_questions_that_were_dropped_do_not_count_as_waiting(serve: Serve) -> None:
+    async with serve(max_waiting_questions=2) as server, server.management() as management:
+        async with converse(await management.create_session()) as socket:
+            await ready(socket)
+            for _ in range(8):
+                await socket.interrupt()
+                await socket.text("What is a list?")
+            messages: list[dict[str, Any]] = []
+            while not messages or messages[-1].get("status") != "completed":
+                messages.append(await socket.receive())
+    assert "error" not in types(messages)
+    assert [m["turn_id"] for m in messages if m["type"] == "turn.done"][-1] == "t8"
+
+
 async def test_a_question_interrupted_at_once_has_its_ending_too(serve: Serve) -> None:
     async with serve() as server, server.management() as management:
         async with converse(await management.create_session()) as socket:

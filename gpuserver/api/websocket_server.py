@@ -107,7 +107,17 @@ class Connection:
             pass
         self._end()
 
+    def leave(self) -> None:
+        """The conversation is over; nothing more is sent.
+
+        What the client has not taken by then keeps the connection open, so it is dropped.
+        """
+        self._end()
+        if not self._writable():
+            asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._abort)
+
     def abort(self) -> None:
+        """Drop the connection at once."""
         self._end()
         self._abort()
 
@@ -197,6 +207,8 @@ class Door:
                     await dialect.greet(self._notice(session))
                     await _until_over(websocket, connection, dialect, session)
                 finally:
+                    # Before the turn is stopped: its last event must not wait for this client.
+                    connection.leave()
                     live.detach(dialect)
             sending.cancel()
 

@@ -65,7 +65,7 @@ class KnowledgeBases:
                     del self._vocabularies[next(iter(self._vocabularies))]
                 readings = {
                     word: said
-                    for kb_id in chosen
+                    for kb_id in sorted(chosen)
                     for word, said in self._bases[kb_id].readings.items()
                 }
                 self._vocabularies[chosen] = vocabulary.build(passages, headings, readings)

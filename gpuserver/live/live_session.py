@@ -129,7 +129,7 @@ class LiveSession:
                 raise TextEmpty
             if len(question.text) > self.limits.text_chars:
                 raise TextTooLong(limit=self.limits.text_chars)
-        if len(self._waiting) >= self.limits.waiting_questions:
+        if sum(not asked.dropped for asked in self._waiting) >= self.limits.waiting_questions:
             raise Busy(limit=self.limits.waiting_questions)
         self._turns += 1
         turn_id = f"t{self._turns}"

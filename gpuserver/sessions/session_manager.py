@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from gpuserver.errors import NotReady, SessionLimitReached, SessionNotFound, TokenRefused
+from gpuserver.errors import SessionLimitReached, SessionNotFound, ShuttingDown, TokenRefused
 from gpuserver.observability import get_logger
 
 log = get_logger(__name__)
@@ -86,12 +86,12 @@ class SessionManager:
         """A new session and its token, which is told this once.
 
         Raises SessionLimitReached, with the seconds until the next place falls free by expiry, and
-        NotReady while the server stops.
+        ShuttingDown while the server stops.
         """
         # Admission is decided under a lock: a store on another machine takes time to answer.
         async with self._admission:
             if self._closing:
-                raise NotReady(stage="shutting down", retry_after=5)
+                raise ShuttingDown(retry_after=5)
             self.sweep()
             if len(self._sessions) >= self.limit:
                 raise SessionLimitReached(limit=self.limit, retry_after=self._next_place())

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from gpuserver.language import Language, terms
+from gpuserver.language import Language, is_han, keywords
 
-# Words that point back to what was said before, and openings that carry a question on.
+# Words that stand for what was said before.
 _POINTS_BACK: Final[dict[Language, re.Pattern[str]]] = {
-    "en": re.compile(
-        r"\b(it|its|one|ones|they|them|their|this|that|these|those|another|the same)\b"
-        r"|^(and|but|so|then|why|what about|how about|for example|an example|which)\b"
-        r"|\b(more|example|examples|again|else)\b",
-        re.IGNORECASE,
-    ),
-    "zh": re.compile(
-        "它|这个|那个|这种|那种|这些|那些|呢[？?]?$|^(那|还有|为什么|怎么写|举例|举个例子|再)"
-    ),
+    "en": re.compile(r"\b(it|its|they|them|their|these|those)\b", re.IGNORECASE),
+    "zh": re.compile("它|这个|那个|这种|那种|这些|那些"),
 }
-# A question with more terms than this names its own subject even if it says "it" somewhere.
-_SHORT: Final[dict[Language, int]] = {"en": 9, "zh": 24}
+# Stems and characters that ask for more without saying of what.
+_STEMS: Final = (
+    "and but so then again also writ us mak do work mean exampl cod creat try need say call one"
+)
+_CHARACTERS: Final = "写举例子再讲一遍说用做代码呢"
+_OF_NO_SUBJECT: Final = frozenset([*_STEMS.split(), *_CHARACTERS])
+# With more words of its own than this, a question names its subject even if it says "it".
+_OWN_WORDS: Final[dict[Language, int]] = {"en": 3, "zh": 6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +53,18 @@ class Conversation:
         """The question made whole: a follow-up carries the topic it refers to.
 
         "And how do I write one?" after "What is a list?" becomes "And how do I write one? (Lists)".
+        A question with a subject of its own stays as it is: it may be about anything.
         """
         topic = next((e.topic for e in reversed(self._exchanges) if e.topic), "")
-        if not topic or len(terms(question)) > _SHORT[language]:
+        if not topic:
             return question
-        if not _POINTS_BACK[language].search(question.strip()):
+        own = [word for word in keywords(question) if not _OF_NO_SUBJECT.issuperset(_parts(word))]
+        points_back = _POINTS_BACK[language].search(question) is not None
+        if own and not (points_back and len(own) <= _OWN_WORDS[language]):
             return question
         return f"{question} ({topic})"
+
+
+def _parts(word: str) -> Iterable[str]:
+    """An English stem as it is, a Chinese word by its characters."""
+    return word if is_han(word) else (word,)

@@ -209,6 +209,7 @@ function wireHeader() {
   });
   $('mute').addEventListener('click', () => mute(!player.muted));
   $('change').addEventListener('click', async () => {
+    if (!session) return; // pressed twice
     room.leave();
     const left = session;
     session = null;

@@ -18,7 +18,8 @@ export class Room {
   #client = null;
   #ready = null;
   #turn = null; // the answer that is being given: {id, answer}
-  #asked = false; // a question is on its way, and its turn has not begun
+  #pending = 0; // questions on their way, whose turns have not begun
+  #dropped = 0; // those of them that were stopped here, whose turns are passed over
   #spoken = null; // the spoken question whose words are not known yet
   #soundNotice = null;
 
@@ -50,7 +51,7 @@ export class Room {
 
   /** Whether an answer is awaited, being given, or still being heard: the server may be ahead. */
   get #busy() {
-    return Boolean(this.#turn || this.#asked || this.#player.busy);
+    return Boolean(this.#turn || this.#pending || this.#player.busy);
   }
 
   get face() {
@@ -68,7 +69,7 @@ export class Room {
     this.#client = client;
     this.#ready = ready;
     this.#turn = null;
-    this.#asked = false;
+    this.#pending = this.#dropped = 0;
     this.#wireClient(client);
     this.showEnding(null, null);
     if (fresh) this.#begin(ready);
@@ -80,6 +81,8 @@ export class Room {
 
   /** Leaves the conversation; the connection is closed. */
   leave() {
+    // An answer that is cut off must not look like a whole one.
+    this.#turn?.answer.done('interrupted');
     this.#hush();
     this.#voice.discard();
     const client = this.#client;
@@ -124,7 +127,9 @@ export class Room {
     this.#spoken?.drop();
     this.#spoken = null;
     this.#turn = null;
-    this.#asked = false;
+    // The server gives each of them its turn all the same, which ends as soon as it starts.
+    this.#dropped += this.#pending;
+    this.#pending = 0;
   }
 
   // Asking
@@ -137,7 +142,8 @@ export class Room {
     });
     question.addEventListener('keydown', (event) => {
       // While a Chinese word is being composed, Enter chooses it.
-      if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+      // Safari has ended the composition by then, and tells by the key code alone.
+      if (event.key !== 'Enter' || event.shiftKey || event.isComposing || event.keyCode === 229) return;
       event.preventDefault();
       this.#ask();
     });
@@ -166,7 +172,7 @@ export class Room {
     this.#voice.discard();
     this.stop();
     this.#conversation.question(text);
-    this.#asked = this.#client.text(text);
+    if (this.#client.text(text)) this.#pending += 1;
     $('question').value = '';
     grow($('question'));
     this.#refresh();
@@ -184,9 +190,11 @@ export class Room {
       return;
     }
     this.#spoken = this.#conversation.spoken();
-    this.#asked = true;
+    this.#pending += 1;
     this.#refresh();
-    await this.#client?.audio(clip);
+    if (await this.#client?.audio(clip)) return;
+    this.#hush(); // The line was lost meanwhile.
+    this.#refresh();
   }
 
   // Answers
@@ -218,7 +226,11 @@ export class Room {
   }
 
   #onTurnStarted(id) {
-    this.#asked = false;
+    if (this.#dropped) {
+      this.#dropped -= 1;
+      return;
+    }
+    this.#pending = Math.max(0, this.#pending - 1);
     this.#turn = { id, answer: this.#conversation.answer(this.#ready.tutor.name) };
   }
 
@@ -246,10 +258,16 @@ export class Room {
     if (turnId && turnId !== this.#turn?.id) return;
     this.#spoken?.drop();
     this.#spoken = null;
-    if (!turnId) this.#asked = false;
+    if (!turnId) this.#refused();
     const key = `error.${code}`;
     if (has(key)) this.#conversation.notice(key, this.#ready.limits);
     else this.#conversation.notice('error.other', { content });
+  }
+
+  /** A question was not accepted: it gets no turn. */
+  #refused() {
+    if (this.#pending) this.#pending -= 1;
+    else if (this.#dropped) this.#dropped -= 1;
   }
 
   // What is shown meanwhile
