@@ -166,12 +166,19 @@ def test_a_question_during_an_answer_interrupts_it_first(classroom: Classroom) -
 @in_browser
 def test_several_questions_at_once_leave_one_answer(classroom: Classroom) -> None:
     page = classroom.enter()
-    for number in range(6):
-        ask(page, f"What is a list? {number}")
+    # In one go: a person's fingers would give each of them time to begin.
+    page.evaluate(
+        """() => {
+            for (let number = 0; number < 6; number += 1) {
+                document.querySelector('#question').value = `What is a list? ${number}`;
+                document.querySelector('#ask').requestSubmit();
+            }
+        }"""
+    )
     page.wait_for_selector(".answer:last-child[data-status=completed]", timeout=60_000)
     page.wait_for_selector(IDLE, timeout=60_000)
     assert page.locator(".question").count() == 6
-    assert page.locator(".answer[data-status=interrupted]").count() <= 1
+    assert page.locator(".answer[data-status=interrupted]").count() == 0
     assert page.locator(".answer[data-status=completed]").count() == 2  # the greeting, the answer
     ask(page, QUESTION)
     page.wait_for_selector(SPEAKING)
