@@ -155,7 +155,7 @@ def test_hundreds_of_tracks_cost_nothing() -> None:
     started = time.monotonic()
     with suppress(AudioInvalid):
         assert decode(out.getvalue(), LIMIT).seconds < 1
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
 
 
 def test_a_truncated_clip_gives_what_it_holds() -> None:

