@@ -82,7 +82,12 @@ def address(settings: Settings) -> str:
     found = running(settings.data_dir)
     if found is not None:
         return found[1]
-    host, port = settings.management_api_host, settings.management_api_port
+    return local_url(settings.management_api_host, settings.management_api_port)
+
+
+def local_url(host: str, port: int) -> str:
+    """Where this machine reaches a server that listens on an address."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

@@ -60,18 +60,14 @@ def serve(
 ) -> None:
     """Run the server in the foreground."""
     given: dict[str, Any] = {"management_api_host": host, "management_api_port": port}
-    settings, warnings = config.load(**{k: v for k, v in given.items() if v is not None})
-    for warning in warnings:
-        notes.print(f"warning: {warning}", style="yellow", markup=False)
+    settings = _settings_with_warnings(**{k: v for k, v in given.items() if v is not None})
     raise typer.Exit(unified_server.serve(settings))
 
 
 @app.command()
 def start() -> None:
     """Run the server in the background; returns when students may come."""
-    settings, warnings = config.load()
-    for warning in warnings:
-        notes.print(f"warning: {warning}", style="yellow", markup=False)
+    settings = _settings_with_warnings()
     with _loading() as show:
 
         def watch(ready: dict[str, Any]) -> None:
@@ -159,6 +155,14 @@ def version() -> None:
 
 
 _SHOWN = ("llm", "asr", "tts")
+
+
+def _settings_with_warnings(**given: Any) -> config.Settings:
+    """The settings, for the commands that put them to work: what looks wrong is said."""
+    settings, warnings = config.load(**given)
+    for warning in warnings:
+        notes.print(f"warning: {warning}", style="yellow", markup=False)
+    return settings
 
 
 async def _ask(

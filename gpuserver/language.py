@@ -15,11 +15,6 @@ _LATIN = re.compile(r"[A-Za-z]")
 _LATIN_WORD = re.compile(r"[a-z]+")
 
 
-def primary(tag: str) -> str:
-    """The primary subtag of a language tag: `zh-CN` → `zh`."""
-    return tag.replace("_", "-").split("-", 1)[0].lower()
-
-
 # Words
 
 # Operators are words of a programming course. A single sign counts only where no word or number

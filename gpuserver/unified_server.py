@@ -22,7 +22,7 @@ from gpuserver.api.security import Hardening, ManagementGuard, error_response
 from gpuserver.api.state import State
 from gpuserver.api.uvicorn_protocols import HttpProtocol, WebSocketProtocol
 from gpuserver.api.websocket_server import Door
-from gpuserver.background import claimed
+from gpuserver.background import claimed, local_url
 from gpuserver.config import Settings
 from gpuserver.errors import ConfigurationError, GpuServerError
 from gpuserver.live.live_session import Limits, LiveSessions
@@ -117,7 +117,7 @@ def serve(settings: Settings) -> int:
 
     app = create_app(settings, on_fatal=stop)
     server = Server(app, settings)
-    url = _address(listener)
+    url = local_url(*listener.getsockname()[:2])
     with listener, claimed(settings.data_dir, url):
         log.info("listening", url=url)
         server.run(sockets=[listener])
@@ -155,13 +155,6 @@ def _bind(settings: Settings) -> socket.socket:
             fix="stop the program that uses the port (./stop.sh if it is gpuserver), "
             "or set MANAGEMENT_API_PORT (MANAGEMENT_API_HOST) to another one.",
         ) from error
-
-
-def _address(listener: socket.socket) -> str:
-    """Where this machine reaches the listener."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _state(settings: Settings, tutoring: Tutoring) -> State:

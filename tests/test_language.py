@@ -9,7 +9,6 @@ from gpuserver.language import (
     code_blocks,
     detect,
     keywords,
-    primary,
     prose,
     sentences,
     spoken_code,
@@ -51,10 +50,6 @@ def test_no_text_is_too_odd(text: str) -> None:
 )
 def test_language_of_a_text(text: str, language: Language) -> None:
     assert detect(text, "zh") == language
-
-
-def test_primary_subtag() -> None:
-    assert [primary(tag) for tag in ("zh-CN", "EN_us", "en")] == ["zh", "en", "en"]
 
 
 def test_terms_keep_operators_that_stand_alone() -> None:

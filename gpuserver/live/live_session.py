@@ -20,7 +20,7 @@ from gpuserver.errors import (
     TextTooLong,
 )
 from gpuserver.observability import get_logger
-from gpuserver.sessions.session_manager import EndReason, Session, SessionManager
+from gpuserver.sessions.session_manager import Session, SessionManager
 from gpuserver.tutor.ai_engine import AIEngine, Engines
 from gpuserver.tutor.conversation import Conversation
 from gpuserver.tutor.events import Event
@@ -139,8 +139,8 @@ class LiveSession:
 
     def check_alive(self) -> None:
         """Note activity. Raises SessionEnded."""
-        if self.session.ended.is_set() or not self._manager.is_live(self.session):
-            raise SessionEnded(reason=self.session.end_reason or EndReason.EXPIRED)
+        if not self._manager.is_live(self.session):
+            raise SessionEnded(reason=self.session.end_reason)
         self._manager.touch(self.session)
 
     def interrupt(self, turn_id: str | None = None) -> None:

@@ -87,9 +87,8 @@ class AIEngine:
 
         Raises AudioInvalid, AudioTooLong, NoSpeech, NotUnderstood, SpeechUnavailable, EngineFailed.
         """
-        if self._asr is None:
-            self.hears(language)
-            raise AssertionError("an engine without a recogniser hears no language")
+        self.hears(language)
+        assert self._asr is not None
         speech = await asyncio.to_thread(self._listen, clip, max_seconds)
         transcript = await self._asr.transcribe(speech, language, self._vocabulary)
         if not transcript.text.strip() or transcript.confidence < _LEAST_CONFIDENCE:
