@@ -40,6 +40,14 @@ MARKUP = st.lists(
             "# ",
             "- ",
             "1. ",
+            "  3. ",
+            "> ",
+            "| a | b |\n|---|---|\n",
+            "[the page](http://x.org/a.b?c=d)",
+            "](",
+            "[12",
+            "python\n",
+            "`x = 1`",
             "e.g. ",
             "etc. ",
             "3.14",
@@ -55,6 +63,12 @@ MARKUP = st.lists(
             "”",
             "|",
             "x" * 90,
+            "y " * 60,
+            "好" * 25,
+            "`" + "c" * 118 + "`",
+            "." * 7,
+            "\r\n",
+            "\u3000",
             "\ud800",
             "😀",
             "\t",
@@ -87,6 +101,20 @@ def test_any_chunking_gives_the_same_clauses(text: str, data: st.DataObject | No
         for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
             found += chunks.feed(text[begin:end])
         assert found + chunks.flush() == whole
+
+
+@pytest.mark.parametrize(
+    "piece", ["x", "好", "word ", ".", "`", "[", " ", "\n", ")", "[1]", "`a", "A. ", "a, ", "。"]
+)
+@pytest.mark.parametrize("before", ["Hi. ", "```\n"])
+def test_floods_of_one_piece_are_cut_alike_however_they_arrive(piece: str, before: str) -> None:
+    count = 2_000
+    found = clauses(before + piece * count)
+    letters = Clauses()
+    streamed = letters.feed(before)
+    for _ in range(count):
+        streamed += letters.feed(piece)
+    assert streamed + letters.flush() == found
 
 
 @settings(deadline=None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Generator
 from typing import Final
 
 from gpuserver.language import HAN, Language, ends_sentence, spoken_code
@@ -22,205 +23,280 @@ MAX_SPAN: Final = 120
 MAX_INFO: Final = 60
 """Most characters after ``` that can name a language."""
 
-_HAN = re.compile(f"[{HAN}]")
+_HAN = re.compile(f"[{HAN}]+")
 _CHINESE_END = "。！？"
 _WESTERN_END = ".!?…"
-_CLOSING = "\"'”’』」）)]*_"
+_END = f"\n{_CHINESE_END}{_WESTERN_END}"
 _SOFT_CHINESE = "，；：、"
 _SOFT_WESTERN = ",;:"
-_AFTER = re.compile(r"(?:[ \t]*\[\d{1,3}\])*\s*")
-_AFTER_OPEN = re.compile(r"[ \t]*\[\d{0,3}\Z")
+# No more than one clause can hold: a long text is not searched again for each of its clauses.
+_PLAIN = re.compile(
+    rf"[^\n`\[{_CHINESE_END}{_WESTERN_END}{_SOFT_CHINESE}{_SOFT_WESTERN}]"
+    rf"{{0,{MAXIMUM // _OTHER_WEIGHT + 1}}}"
+)
+_CHINESE_ENDS = re.compile(f"[{_CHINESE_END}]*")
+_WESTERN_ENDS = re.compile(f"[{_WESTERN_END}]*")
+_CLOSINGS = re.compile(r"[\"'”’』」）)\]*_]*")
+_SPACES = re.compile(r"\s*")
+_UP_TO_SPACE = re.compile(r".*\s", re.S)
+_FENCES = {"`": re.compile("`*"), "~": re.compile("~*")}
+_FENCE_LINE = re.compile(r"^[ \t]*([`~]+)[ \t]*\n", re.M)
+_CITATIONS = re.compile(r"(?:[ \t]*\[\d{1,3}\])*[ \t]*")
+_OPEN_CITATION = re.compile(r"\[\d{0,3}\Z")
 _MEANS_SOMETHING = re.compile(r"[^\W_]")
+
+_Place = Generator[None, None, int]
+"""Finds a place in the text, 0 for none; yields while what follows can change the decision."""
 
 
 class Clauses:
     """Splits a streamed answer into clauses. Their concatenation is the answer, unchanged.
 
     The cuts do not depend on how the text arrives in pieces: a place is decided only when what
-    follows can't change the decision any more. A code block is one clause.
+    follows can't change the decision any more. A code block is one clause. The scan is a generator
+    that goes on where the text ended, so the time is linear in the text, however it arrives.
     """
 
     def __init__(self) -> None:
-        self._buffer = ""
+        self._text = ""
+        self._final = False
         self._first = True
         self._line_start = True
+        self._long_runs: dict[re.Pattern[str], tuple[int, int]] = {}
+        self._next = self._split().__next__
 
     def feed(self, delta: str) -> list[str]:
         """The clauses that `delta` completes, as Markdown."""
-        self._buffer += delta
-        return list(self._take(final=False))
+        # A text with one reference grows in place. The scan keeps none while it waits.
+        text, self._text = self._text, ""
+        text += delta
+        self._text = text
+        return list(iter(self._next, None))
 
     def flush(self) -> list[str]:
         """What is left when the answer ends; an open code block ends here too."""
-        return list(self._take(final=True))
+        self._final = True
+        clauses = list(iter(self._next, None))
+        self._final = False
+        return clauses
 
-    def _take(self, *, final: bool) -> Iterator[str]:
-        while self._buffer:
-            end = _Cut(self._buffer, self._first, self._line_start, final).find()
-            if end is None:
-                if not final:
-                    return
-                end = len(self._buffer)
-            clause, self._buffer = self._buffer[:end], self._buffer[end:]
+    def _split(self) -> Generator[str | None, None, None]:
+        """Each clause; None while the next one is open."""
+        begin = 0
+        while True:
+            while begin == len(self._text):
+                yield None
+            end = yield from self._clause_end(begin)
+            clause = self._text[begin:end]
             self._line_start = clause.rstrip(" \t").endswith("\n")
-            if _MEANS_SOMETHING.search(clause):
+            if self._first and _MEANS_SOMETHING.search(clause):
                 self._first = False
             yield clause
+            begin = end
+            # Not after every clause: one delta can hold thousands of them.
+            if begin > len(self._text) // 2:
+                self._text, begin = self._text[begin:], 0
+                self._long_runs.clear()
 
-
-class _Undecided(Exception):
-    """What follows decides whether this place is a cut."""
-
-
-class _Cut:
-    """Looks for the end of the first clause of `text`."""
-
-    def __init__(self, text: str, first: bool, line_start: bool, final: bool) -> None:
-        self._text = text
-        self._first = first
-        self._line_start = line_start
-        self._final = final
-
-    def find(self) -> int | None:
-        """Where the clause ends; None while that is open."""
-        try:
-            return self._scan()
-        except _Undecided:
-            return None
-
-    def _scan(self) -> int | None:
-        text = self._text
-        at = len(text) - len(text.lstrip())
-        if at < len(text) and (self._line_start or "\n" in text[:at]):
-            block = self._block(at)
+    def _clause_end(self, begin: int) -> _Place:
+        at = yield from self._run(_SPACES, begin)
+        if self._text[at : at + 1] in _FENCES and (
+            self._line_start or "\n" in self._text[begin:at]
+        ):
+            block = yield from self._block(at)
             if block:
                 return block
-        weight, comma, space = 0, 0, 0
-        while at < len(text):
-            step = self._span(at)
-            if step == at + 1:
-                end = self._end(at)
+        return (yield from self._prose_end(at, begin))
+
+    def _prose_end(self, lead: int, begin: int) -> _Place:
+        """The end of the clause that begins at `begin` with white space up to `lead`."""
+        at = spaces_from = lead
+        weight = comma = space = 0
+        while True:
+            stop = _past(_PLAIN, self._text, at)
+            plain = self._text[at:stop]
+            added = _weight(plain)
+            if weight + added > MAXIMUM:
+                stop = at + _too_long(plain, MAXIMUM - weight)
+                return comma or self._last_space(spaces_from, stop) or space or stop
+            weight, at = weight + added, stop
+            if at == len(self._text):
+                if self._final:
+                    return at
+                yield
+                continue
+            sign = self._text[at]
+            stop = (yield from self._span(at)) if sign in "`[" else 0
+            if stop:
+                space = self._last_space(spaces_from, at) or space
+                weight += _weight(self._text[at:stop])
+                at = spaces_from = stop
+                continue
+            if sign in _SOFT_CHINESE or sign in _SOFT_WESTERN and (yield from self._space(at + 1)):
+                if self._first and weight >= FIRST_MINIMUM:
+                    return (yield from self._whole(at + 1))
+                comma = at + 1 if weight >= MAXIMUM / 3 else comma
+            elif sign in _END:
+                end = yield from self._sentence_end(at, lead, begin)
                 if end:
                     return end
-                if self._soft(at):
-                    if self._first and weight >= FIRST_MINIMUM:
-                        return self._whole(at + 1)
-                    comma = at + 1 if weight >= MAXIMUM / 3 else comma
-                elif text[at].isspace():
-                    space = at + 1
-            weight += sum(
-                _HAN_WEIGHT if _HAN.match(letter) else _OTHER_WEIGHT for letter in text[at:step]
-            )
-            at = step
-            if weight > MAXIMUM:
-                return comma or space or at
-        return None
+            weight, at = weight + _OTHER_WEIGHT, at + 1
 
-    def _more(self, at: int) -> bool:
-        """Whether the character at `at` is there, or none will come. Raises _Undecided."""
-        if at < len(self._text):
-            return True
-        if self._final:
-            return False
-        raise _Undecided
+    def _last_space(self, begin: int, end: int) -> int:
+        """The end of the last white space in this part of the text; 0 for none."""
+        match = _UP_TO_SPACE.match(self._text, begin, end)
+        return match.end() if match else 0
 
-    def _whole(self, end: int) -> int:
+    def _more(self, at: int) -> Generator[None, None, bool]:
+        """Whether there is a character at `at`."""
+        while at >= len(self._text):
+            if self._final:
+                return False
+            yield
+        return True
+
+    def _space(self, at: int) -> Generator[None, None, bool]:
+        """Whether there is white space at `at`."""
+        return (yield from self._more(at)) and self._text[at].isspace()
+
+    def _run(self, letters: re.Pattern[str], at: int) -> _Place:
+        """The end of the run of `letters` at `at`."""
+        begin = at
+        if self._long_runs:
+            known_begin, known_end = self._long_runs.get(letters, (0, 0))
+            if known_begin <= at < known_end:
+                begin, at = known_begin, known_end
+        while True:
+            at = _past(letters, self._text, at)
+            if at < len(self._text) or self._final:
+                break
+            yield
+        if at - begin > MAX_SPAN:
+            # It may be longer than a clause and be met again in the next one.
+            self._long_runs[letters] = begin, at
+        return at
+
+    def _whole(self, end: int) -> _Place:
         """`end`, moved behind the citation markers and the white space that follow."""
-        match = _AFTER.match(self._text, end)
-        stop = match.end() if match else end
-        if not self._final and (stop == len(self._text) or _AFTER_OPEN.match(self._text, stop)):
-            raise _Undecided
-        return stop
-
-    def _end(self, at: int) -> int | None:
-        """Where a sentence ends whose final punctuation begins at `at`."""
-        text = self._text
-        if text[at] == "\n":
-            return self._whole(at)
-        marks = _CHINESE_END if text[at] in _CHINESE_END else _WESTERN_END
-        if text[at] not in marks or (at and text[at - 1] in _WESTERN_END):
-            return None
-        stop = at + 1
-        while self._more(stop) and text[stop] in marks:
-            stop += 1
-        punctuation = stop
-        while self._more(stop) and text[stop] in _CLOSING:
-            stop += 1
-        if marks is _CHINESE_END:
-            return self._whole(stop)
-        if self._more(stop) and not text[stop].isspace():
-            return None
-        end = self._whole(stop)
-        return end if ends_sentence(text[:punctuation].lstrip(), text[end : end + 1]) else None
-
-    def _soft(self, at: int) -> bool:
-        """Whether the sign at `at` is a pause inside a sentence."""
-        sign = self._text[at]
-        if sign in _SOFT_CHINESE:
-            return True
-        return sign in _SOFT_WESTERN and self._more(at + 1) and self._text[at + 1].isspace()
-
-    def _span(self, at: int) -> int:
-        """The end of the code or link that begins at `at`, which is never cut; else `at + 1`."""
-        if self._text[at] == "`":
-            return self._code(at)
-        return self._link(at) if self._text[at] == "[" else at + 1
-
-    def _code(self, at: int) -> int:
-        text, stop = self._text, at
-        while self._more(stop) and text[stop] == "`":
-            stop += 1
-        ticks = text[at:stop]
-        closing = re.compile(rf"(?<!`){ticks}(?!`)")
-        end = self._within(stop, closing)
-        if end is None:
-            return at + 1
-        # Another backtick may follow and make the run a longer one.
-        self._more(end)
+        for following in (_CITATIONS, _SPACES):
+            while True:
+                end = _past(following, self._text, end)
+                if self._final or not self._citation_may_follow(end):
+                    break
+                yield
         return end
 
-    def _link(self, at: int) -> int:
-        end = self._within(at + 1, re.compile(r"\]"))
-        if end is None or not self._more(end) or self._text[end] != "(":
-            return at + 1
-        return self._within(end + 1, re.compile(r"\)")) or at + 1
+    def _citation_may_follow(self, at: int) -> bool:
+        if at == len(self._text):
+            return True
+        return self._text[at] == "[" and bool(_OPEN_CITATION.match(self._text, at))
 
-    def _within(self, start: int, closing: re.Pattern[str]) -> int | None:
-        """The end of `closing` on this line and not far from `start`. Raises _Undecided."""
-        line_end = self._text.find("\n", start)
+    def _sentence_end(self, at: int, lead: int, begin: int) -> _Place:
+        """Where a sentence ends whose final punctuation begins at `at`."""
+        sign = self._text[at]
+        if sign == "\n":
+            return (yield from self._whole(at))
+        if at > begin and self._text[at - 1] in _WESTERN_END:
+            return 0
+        chinese = sign in _CHINESE_END
+        stop = yield from self._run(_CHINESE_ENDS if chinese else _WESTERN_ENDS, at + 1)
+        punctuation = stop
+        stop = yield from self._run(_CLOSINGS, stop)
+        if chinese:
+            return (yield from self._whole(stop))
+        if stop < len(self._text) and not self._text[stop].isspace():
+            return 0
+        end = yield from self._whole(stop)
+        # The last word decides, and whether it is the first one too: "2." begins a list item.
+        *others, word = self._text[lead:punctuation].rsplit(None, 1)
+        before = f"- {word}" if others else word
+        return end if ends_sentence(before, self._text[end : end + 1]) else 0
+
+    def _span(self, at: int) -> _Place:
+        """The end of the code or link that begins at `at`, which is never cut."""
+        if self._text[at] == "`":
+            stop = yield from self._run(_FENCES["`"], at + 1)
+            end = yield from self._within(stop, "`" * min(stop - at, MAX_SPAN + 1))
+            # Another backtick may follow and make the run a longer one.
+            yield from self._more(end)
+            return end
+        end = yield from self._within(at + 1, "]")
+        if not end or not (yield from self._more(end)) or self._text[end] != "(":
+            return 0
+        return (yield from self._within(end + 1, ")"))
+
+    def _within(self, start: int, closing: str) -> _Place:
+        """The end of `closing` on this line and not far from `start`."""
         limit = start + MAX_SPAN
-        stop = min(limit, len(self._text) if line_end < 0 else line_end)
-        known = self._final or stop == limit or line_end >= 0
-        match = closing.search(self._text, start, stop)
-        if match and (known or match.end() < stop):
-            return match.end()
-        if known:
-            return None
-        raise _Undecided
+        while True:
+            line_end = self._text.find("\n", start, limit)
+            stop = min(limit, len(self._text)) if line_end < 0 else line_end
+            known = self._final or stop == limit or line_end >= 0
+            end = self._closing(closing, start, stop)
+            if known or 0 < end < stop:
+                return end
+            yield
 
-    def _block(self, at: int) -> int | None:
-        """The end of the fenced code block that begins at `at`; None for no such block."""
-        text, stop = self._text, at
-        while text[at] in "`~" and self._more(stop) and text[stop] == text[at]:
-            stop += 1
-        fence = text[at:stop]
+    def _closing(self, mark: str, begin: int, end: int) -> int:
+        """The end of the first `mark` here; a longer run of backticks is another mark."""
+        while True:
+            at = self._text.find(mark, begin, end)
+            if at < 0:
+                return 0
+            begin = at + len(mark)
+            if mark[0] != "`" or begin == end or self._text[begin] != "`":
+                return begin
+            begin = _past(_FENCES["`"], self._text, begin)
+
+    def _block(self, at: int) -> _Place:
+        """The end of the fenced code block that begins at `at`."""
+        stop = yield from self._run(_FENCES[self._text[at]], at + 1)
+        fence = self._text[at:stop]
         if len(fence) < 3:
-            return None
-        line_end = text.find("\n", stop)
-        info = text[stop : line_end if line_end >= 0 else len(text)]
-        if "`" in info or len(info) > MAX_INFO:
-            return None
-        if line_end < 0:
+            return 0
+        while True:
+            info, line_end, _ = self._text[stop : stop + MAX_INFO + 1].partition("\n")
+            if "`" in info or len(info) > MAX_INFO:
+                return 0
+            if line_end:
+                break
             if self._final:
-                return len(text)
-            raise _Undecided
-        closing = re.compile(rf"^[ \t]*{fence}[`~]*[ \t]*\n", re.M)
-        match = closing.search(text, line_end + 1)
-        if match:
-            return self._whole(match.end())
-        if self._final:
-            return len(text)
-        raise _Undecided
+                return len(self._text)
+            yield
+        line = seen = stop + len(info) + 1
+        while True:
+            lines_end = self._text.rfind("\n", seen) + 1
+            seen = len(self._text)
+            if lines_end:
+                end = self._closing_line(fence, line, lines_end)
+                if end:
+                    return (yield from self._whole(end))
+                line = lines_end
+            if self._final:
+                return seen
+            yield
+
+    def _closing_line(self, fence: str, begin: int, end: int) -> int:
+        """The end of the first of these lines that closes the block; 0 for none."""
+        for match in _FENCE_LINE.finditer(self._text, begin, end):
+            if match.group(1).startswith(fence):
+                return match.end()
+        return 0
+
+
+def _past(letters: re.Pattern[str], text: str, at: int) -> int:
+    match = letters.match(text, at)
+    return match.end() if match else at
+
+
+def _weight(text: str) -> int:
+    others = len(text) if text.isascii() else len(_HAN.sub("", text))
+    return others * _OTHER_WEIGHT + (len(text) - others) * _HAN_WEIGHT
+
+
+def _too_long(text: str, limit: int) -> int:
+    """The least number of characters that weigh more than `limit`; `text` does."""
+    return bisect_right(range(len(text)), limit, key=lambda count: _weight(text[:count]))
 
 
 # What is said of a piece of Markdown
