@@ -246,6 +246,30 @@ class Busy(GpuServerError):
     zh = "等待回答的问题太多（{limit} 个），请先等待回答。"
 
 
+class AudioTooFast(GpuServerError):
+    """The open microphone sends more than it can hear."""
+
+    code = "audio_too_fast"
+    status = 429
+    retryable = True
+    en = "The microphone's sound comes in faster than real time; some of it was left out."
+    zh = "麦克风声音的发送速度超过实时，部分内容已被丢弃。"
+
+
+class UpdateRefused(GpuServerError):
+    code = "update_refused"
+    status = 400
+    en = "This setting can't be used here: {problem}."
+    zh = "这里无法使用该设置：{problem}。"
+
+
+class TurnUnknown(GpuServerError):
+    code = "turn_unknown"
+    status = 404
+    en = "This session has no turn {turn_id!r}."
+    zh = "此会话中没有轮次 {turn_id!r}。"
+
+
 # A turn that could not be finished
 
 
@@ -255,6 +279,31 @@ class TurnTimeout(GpuServerError):
     retryable = True
     en = "The answer took longer than {limit} seconds and was stopped; please ask again."
     zh = "回答超过 {limit} 秒，已停止，请重新提问。"
+
+
+class AnswerTooLong(GpuServerError):
+    code = "answer_too_long"
+    status = 502
+    en = "The answer grew longer than {limit} characters and was stopped."
+    zh = "回答超过 {limit} 个字符，已停止。"
+
+
+class EngineStalled(GpuServerError):
+    """A model that hangs: no first word, or no next one."""
+
+    code = "engine_stalled"
+    status = 504
+    retryable = True
+    en = "The {engine} engine gave nothing for {limit} seconds; please try again."
+    zh = "{engine} 引擎 {limit} 秒没有响应，请再试一次。"
+
+
+class Restarted(GpuServerError):
+    code = "restarted"
+    status = 503
+    retryable = True
+    en = "The server was restarted during this answer; please ask again."
+    zh = "回答过程中服务器重新启动，请重新提问。"
 
 
 class EngineFailed(GpuServerError):
