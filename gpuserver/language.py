@@ -214,6 +214,77 @@ def code_blocks(markdown: str) -> list[str]:
     return [match.group().strip("\n") for match in found if match.group(2).strip()]
 
 
+# Spoken questions
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\S+", text))
+
+
+_ASKING: Final = _words("what which who whom whose where when why how")
+_AUXILIARIES: Final = _words(
+    """
+    am are can could did do does had has have is may might shall should was were will would
+    """
+)
+_ASKING_CHARACTERS: Final = frozenset("什么怎何哪谁几吗呢")
+# After these something follows.
+_LEADING_ON: Final = _AUXILIARIES | _words(
+    """
+    a about after also although an and any as at be because been before being between but by can't
+    don't each every for from how i'd i'll i'm in if into it's its let's like many maybe my not of
+    or our per so some than the their then to um uh er erm hm hmm versus well what what's when
+    where whether which while who who's whose with without your
+    """
+)
+# Where a question stands before them they may be its end: "what does it do", "what is it for".
+_STRANDED: Final = _words("about are can do does for have is like")
+# Between "does" or "if" and its verb.
+_SUBJECTS: Final = _words("he i it she that these they this those we you")
+_BEFORE_A_SUBJECT: Final = (_AUXILIARIES - {"am", "are", "is", "was", "were"}) | {
+    "because", "if", "so", "when", "whether",
+}  # fmt: skip
+_WHOLE: Final = frozenset({"how", "what", "when", "where", "who"})
+_LEADING_ON_ZH: Final = re.compile(
+    "(?:因为|所以|如果|要是|假如|虽然|但是|可是|不过|而且|并且|或者|还是|以及|比如|例如|关于|对于|为了|除了|然后|那么"
+    "|就是|这个|那个|一个|我想|我要|我想问|请问|想问一下|我的问题是|你能不能|你可以|能不能|可不可以|怎么|如何"
+    "|[嗯呃额唔和跟与及或的把被让给在从向往比是当但而且就才还也])$"
+)
+# They end like that and are whole all the same.
+_WHOLE_ZH: Final = re.compile("(?:(?:^|[，。、 ])[是好对]的?|是[的不]是?|不是|什么的|时候)$")
+
+
+def looks_finished(text: str, language: Language) -> bool:
+    """Whether somebody who pauses after these words has probably said what they wanted to.
+
+    Words that lead on (an article, a preposition, "because", "um", 和, 如果) are not the last
+    ones; nor is an opening without its matter ("how do i", 什么是). When in doubt it is not: to
+    be cut off is worse than to wait.
+    """
+    if detect(text, language) == "zh":
+        bare = re.sub(r"[\s，。！？、；：…,.!?]+$", "", text)
+        return bool(bare) and (bool(_WHOLE_ZH.search(bare)) or not _LEADING_ON_ZH.search(bare))
+    words = re.findall(r"[a-z0-9][a-z0-9'_-]*", text.lower().replace("’", "'"))
+    if not words:
+        return False
+    last, before = words[-1], words[-2] if len(words) > 1 else ""
+    if last in _SUBJECTS:
+        return before not in _BEFORE_A_SUBJECT and words != [last]
+    if before in {"is", "are"} and last == "there":
+        return False
+    if before in {"give", "show", "tell"} and last in {"me", "us"}:
+        return False
+    if last not in _LEADING_ON or words == [last] and last in _WHOLE:
+        return True
+    asked = not _ASKING.isdisjoint(words[:-2])
+    return asked and last in _STRANDED and before not in _LEADING_ON
+
+
+def asks(word: str) -> bool:
+    """Whether a lower-case word or a Chinese character is one that questions are made with."""
+    return word in _ASKING or word in _AUXILIARIES or word in _ASKING_CHARACTERS
+
+
 # Code, read aloud
 
 _CODE_TOKEN = re.compile(

@@ -97,27 +97,57 @@ _FILLERS: Final[Mapping[Language, str]] = {
         非常 | 十分 | 很 | 真 | 一下 | 可以 | 可以吗 | 能 | 能不能 | 吗 | 呢 | 您 | 你 | 我 |
         我们 | 慢一点 | 慢点 | 今天 | 现在 | 麻烦 | 的 | 啦 | 嘛 | 都 | 太""",
 }
+# What a listener says to show that they listen.
+_BACKCHANNELS: Final[Mapping[Language, str]] = {
+    "en": """mm | mmm | mhm | mm hm | mm hmm | hm | hmm | uh huh | uhhuh | uh | um | er | ah | aha |
+        oh | ooh | wow | ok | okay | o k | yes | yeah | yep | yup | ya | right | alright |
+        all right | sure | fine | good | great | nice | cool | perfect | exactly | indeed | true |
+        really | i see | i know | got it | i got it | i understand | understood | of course |
+        makes sense | that makes sense | interesting | and | so | well | the""",
+    "zh": """嗯 | 嗯嗯 | 唔 | 呃 | 啊 | 哦 | 噢 | 喔 | 哎 | 哈 | 嗯哼 | 对 | 对的 | 对对 | 对对对 |
+        是 | 是的 | 是啊 | 是吗 | 没错 | 好 | 好的 | 好吧 | 行 | 可以 | 明白 | 明白了 | 懂了 |
+        知道 | 知道了 | 了解 | 原来如此 | 这样 | 这样啊 | 真的 | 真的吗 | 不错 | 很好 | 当然 |
+        ok | okay | yes | yeah""",
+}
+_STOPS: Final[Mapping[Language, str]] = {
+    "en": """stop | stop it | stop please | please stop | stop talking | stop now | stop there |
+        stop stop | wait | wait wait | wait please | please wait | wait a moment | wait a minute |
+        wait a second | hold on | hold on a second | hold on please | hang on | one moment |
+        one moment please | just a moment | just a minute | one second | pause | quiet |
+        be quiet | enough | that is enough | excuse me""",
+    "zh": """停 | 停停 | 停下 | 停下来 | 停一下 | 停止 | 先停 | 先停一下 | 暂停 | 等 | 等等 |
+        等一下 | 等一等 | 等下 | 先等一下 | 请等一下 | 稍等 | 稍等一下 | 慢着 | 别说了 | 不要说了 |
+        别讲了 | 够了 | 安静 | 打断一下 | stop | wait""",
+}
 _MAX_LENGTH: Final = 80
 _TOKEN = re.compile(rf"[{HAN}]|[^\W_{HAN}]+")
 _QUIET = re.compile(r"['’`]")
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 
 
-def _table(language: Language) -> dict[tuple[str, ...], Kind | None]:
-    table: dict[tuple[str, ...], Kind | None] = {
-        _tokens(phrase): None for phrase in _FILLERS[language].split("|")
-    }
-    for kind, phrases in _PHRASES[language].items():
-        table.update((_tokens(phrase), kind) for phrase in phrases.split("|"))
-    return table
-
-
-def _tokens(text: str) -> tuple[str, ...]:
+def spoken_words(text: str) -> tuple[str, ...]:
     """Lower-case words, and Chinese characters one by one; punctuation is not heard."""
     plain = _PUNCTUATION.sub(" ", _QUIET.sub("", text.lower()))
     return tuple(_TOKEN.findall(plain))
 
 
+def _phrases(text: str) -> frozenset[tuple[str, ...]]:
+    return frozenset(spoken_words(phrase) for phrase in text.split("|"))
+
+
+def _table(language: Language) -> dict[tuple[str, ...], Kind | None]:
+    table: dict[tuple[str, ...], Kind | None] = {
+        spoken_words(phrase): None for phrase in _FILLERS[language].split("|")
+    }
+    for kind, phrases in _PHRASES[language].items():
+        table.update((spoken_words(phrase), kind) for phrase in phrases.split("|"))
+    return table
+
+
+_HEARING: Final = {
+    language: dict.fromkeys(_phrases(text)) for language, text in _BACKCHANNELS.items()
+}
+_STOPPING: Final = {language: _phrases(text) for language, text in _STOPS.items()}
 _TABLES: Final = {language: _table(language) for language in _PHRASES}
 _LONGEST: Final = max(len(phrase) for table in _TABLES.values() for phrase in table)
 _WEIGHT: Final[tuple[Kind, ...]] = tuple(_PHRASES["en"])
@@ -130,7 +160,7 @@ def kind_of(question: str, language: Language) -> Kind | None:
     """
     if len(question) > _MAX_LENGTH:
         return None
-    tokens = _tokens(question)
+    tokens = spoken_words(question)
     found = _split(tokens, _TABLES[detect(question, language)])
     return min(found, key=_WEIGHT.index) if found else None
 
@@ -138,6 +168,17 @@ def kind_of(question: str, language: Language) -> Kind | None:
 def is_small_talk(question: str, language: Language) -> bool:
     """Whether a question needs no course material: nothing is to be looked up for it."""
     return kind_of(question, language) is not None
+
+
+def is_backchannel(text: str, language: Language) -> bool:
+    """Whether somebody only shows that they listen ("mm-hm", "ok, I see", 嗯): no interruption."""
+    tokens = spoken_words(text)
+    return bool(tokens) and _split(tokens, _HEARING[detect(text, language)]) is not None
+
+
+def is_stop(text: str, language: Language) -> bool:
+    """Whether somebody asks for silence and no more ("stop", "wait a moment", 等一下)."""
+    return spoken_words(text) in _STOPPING[detect(text, language)]
 
 
 def _split(

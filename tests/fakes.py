@@ -60,10 +60,12 @@ class _Runtime:
 class ScriptedLLM(_Runtime):
     """Answers each question with the next script: strings are deltas, events are waited for.
 
-    With `echo` it answers anything with "You asked: …".
+    With `echo` it answers anything with "You asked: …". A question that has one of the words of
+    `answers` in it gets that script, every time.
     """
 
     scripts: list[Script] = field(default_factory=list)
+    answers: dict[str, Script] = field(default_factory=dict)
     echo: bool = True
     requests: list[Request] = field(default_factory=list)
     running: int = 0
@@ -75,9 +77,10 @@ class ScriptedLLM(_Runtime):
         if not request.messages:
             return  # the warm-up, which is no question
         self.requests.append(request)
-        if self.scripts:
+        script = next((s for word, s in self.answers.items() if word in request.question), None)
+        if script is None and self.scripts:
             script = self.scripts.pop(0)
-        else:
+        if script is None:
             assert self.echo, f"no script is left for {request.question!r}"
             script = [f"You asked: {request.question}"]
         self.running += 1
@@ -96,13 +99,20 @@ class ScriptedLLM(_Runtime):
 
 @dataclass
 class ScriptedASR(_Runtime):
-    """Recognises the next of its transcripts in anything it hears; `gate` holds it back."""
+    """Recognises the next of its transcripts in anything it hears; `gate` holds it back.
+
+    After the last one it hears `otherwise`, with `confidence`, as often as it is asked. Sound that
+    is as loud as one of `voices` it always hears as that.
+    """
 
     transcripts: list[str | Exception] = field(default_factory=list)
     languages: frozenset[str] = frozenset({"en"})
     heard: list[tuple[float, Language]] = field(default_factory=list)
     prepared: list[Vocabulary] = field(default_factory=list)
     gate: asyncio.Event | None = None
+    otherwise: str = ""
+    confidence: float = 0.9
+    voices: dict[int, str | Exception | asyncio.Event] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -110,6 +120,16 @@ class ScriptedASR(_Runtime):
     async def transcribe(
         self, audio: Audio, language: Language, vocabulary: Vocabulary | None
     ) -> Transcript:
+        if self.voices and audio.samples.any():
+            said = self.voices.get(int(np.abs(audio.samples).max()))
+            if isinstance(said, Exception):
+                raise said
+            if isinstance(said, asyncio.Event):
+                await said.wait()
+            elif said is not None:
+                return Transcript(said, (), 0.9)
+        if audio.samples.any() and not self.transcripts and self.otherwise:
+            return Transcript(self.otherwise, (), self.confidence)
         if not audio.samples.any() or not self.transcripts:
             return Transcript("", (), 0.0)
         self.heard.append((audio.seconds, language))
@@ -126,11 +146,16 @@ class ScriptedASR(_Runtime):
 
 @dataclass
 class ToneTTS(_Runtime):
-    """Speaks a tone of 10 ms a character; `gate` holds every clause back until it is set."""
+    """Speaks a tone of 10 ms a character; `gate` holds every clause back until it is set.
+
+    For a clause that has one of the words of `instead` in it, it does what is written there.
+    """
 
     clauses: list[str] = field(default_factory=list)
     gate: asyncio.Event | None = None
     fail: Exception | None = None
+    instead: dict[str, Sequence[Speech | asyncio.Event | Exception]] = field(default_factory=dict)
+    sample_rate: int = RATE
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -139,6 +164,16 @@ class ToneTTS(_Runtime):
         self.clauses.append(clause)
         if self.fail is not None:
             raise self.fail
+        for word, steps in self.instead.items():
+            if word in clause:
+                for step in steps:
+                    if isinstance(step, Exception):
+                        raise step
+                    if isinstance(step, asyncio.Event):
+                        await step.wait()
+                    else:
+                        yield step
+                return
         if self.gate is not None:
             await self.gate.wait()
         time = np.arange(len(clause) * RATE // 100) / RATE
@@ -157,15 +192,43 @@ class OpenVAD(_Runtime):
     def trim(self, audio: Audio) -> Audio | None:
         return audio if audio.samples.any() else None
 
+    def detector(self) -> OpenDetector:
+        return OpenDetector()
+
+
+class OpenDetector:
+    """The same of a microphone."""
+
+    def score(self, frame: NDArray[np.int16]) -> float:
+        assert frame.shape == (512,)
+        assert frame.dtype == np.int16
+        # Resampling leaves a trace of noise where there was none.
+        return float(np.abs(frame).max() > 100)
+
+    def reset(self) -> None:
+        pass
+
 
 class HashEmbeddings(_Runtime):
-    """Texts that share words are near: each word is one direction."""
+    """Texts that share words are near: each word is one direction.
+
+    `fails` names words that it fails at, or waits at.
+    """
 
     languages = frozenset({"en"})
     dimension = 256
     name = "hash"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails: dict[str, Exception | threading.Event] = {}
+
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        for word, failure in self.fails.items():
+            if any(word in text for text in texts):
+                if isinstance(failure, Exception):
+                    raise failure
+                assert failure.wait(20)
         out = np.zeros((len(texts), self.dimension), np.float32)
         for row, text in enumerate(texts):
             for word in text.lower().split():

@@ -19,7 +19,7 @@ from av.audio.stream import AudioStream
 from av.packet import Packet
 from av.video.frame import VideoFrame
 
-from gpuserver.audio import Audio, decode, wav
+from gpuserver.audio import Audio, Microphone, decode, wav
 from gpuserver.errors import AudioInvalid, AudioTooLong
 from tests.speech import encode, flite, joined, noise, silence, webm_opus
 
@@ -221,3 +221,127 @@ def test_a_written_wav_is_playable_and_unchanged() -> None:
         assert file.getnframes() == len(samples)
     assert np.array_equal(decode(data, LIMIT).samples, samples)
     assert wav(b"", 22_050).startswith(b"RIFF")
+
+
+# Floats that are no sound
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_floats_that_are_no_sound_become_silence(rate: int) -> None:
+    samples = np.full(rate, 0.5, np.float32)
+    samples[:100], samples[100:200], samples[200:300] = np.nan, np.inf, -np.inf
+    samples[300] = 1e30
+    out = io.BytesIO()
+    out.write(struct.pack("<4sI4s4sIHHII", b"RIFF", 0, b"WAVE", b"fmt ", 16, 3, 1, rate, rate * 4))
+    out.write(struct.pack("<HH4sI", 4, 32, b"data", samples.nbytes) + samples.tobytes())
+    heard = decode(out.getvalue(), LIMIT).samples
+    assert np.abs(heard[:20]).max() < 3000
+    assert heard[8000] == pytest.approx(16_384, abs=2)
+
+
+# An open microphone
+
+
+def fed(microphone: Microphone, data: bytes, step: int) -> np.ndarray:
+    pieces = [microphone.feed(data[at : at + step]) for at in range(0, len(data), step)]
+    return np.concatenate(pieces)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 24_000, 44_100, 48_000])
+@pytest.mark.parametrize("step", [1, 333, 960, 10**6])
+def test_pcm_in_any_pieces(rate: int, step: int) -> None:
+    seconds = 0.25 if step == 1 else 2
+    t = np.arange(int(rate * seconds)) / rate
+    data = (np.sin(t * 2 * np.pi * 440) * 8000).astype("<i2").tobytes()
+    heard = fed(Microphone("pcm16", rate), data, step)
+    assert heard.dtype == np.int16
+    assert len(heard) / 16_000 == pytest.approx(seconds, abs=0.06)
+    spectrum = np.abs(np.fft.rfft(heard))
+    assert spectrum.argmax() * 16_000 / len(heard) == pytest.approx(440, abs=5)
+
+
+def test_half_a_sample_is_kept_or_dropped() -> None:
+    microphone = Microphone()
+    assert len(microphone.feed(b"")) == 0
+    assert len(microphone.feed(b"\x01")) == 0
+    assert microphone.feed(b"\x02\x03").tolist() == [0x0201]
+    microphone.drop_partial()
+    assert microphone.feed(b"\x05\x06").tolist() == [0x0605]
+
+
+@pytest.mark.parametrize("step", [1, 7, 500, 10**6])
+def test_webm_in_any_pieces_is_what_the_whole_is(step: int) -> None:
+    clip = webm_opus(joined(flite("hello there"), noise(1)))
+    heard = fed(Microphone("webm"), clip, step)
+    whole = decode(clip, LIMIT).samples
+    assert np.array_equal(heard[: len(whole) - 400], whole[: len(whole) - 400])
+
+
+def test_a_recording_may_begin_again_at_any_point() -> None:
+    clip = webm_opus(flite("hello there"))
+    microphone = Microphone("webm")
+    once = len(microphone.feed(clip))
+    microphone.feed(clip[: len(clip) // 2 + 3])
+    assert len(microphone.feed(clip)) == once
+
+
+def test_a_recorder_that_knows_no_lengths() -> None:
+    """Chrome writes its segment and clusters while they are still growing."""
+    clip = webm_opus(flite("hello there"))
+    at = clip.index(b"\x18\x53\x80\x67")
+    unknown = clip[: at + 4] + b"\x01" + b"\xff" * 7 + clip[at + 12 :]
+    assert np.array_equal(Microphone("webm").feed(unknown), Microphone("webm").feed(clip))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"garbage" * 100,
+        b"\0" * 100,
+        b"\xff" * 100,
+        wav(tone(0.1).samples.tobytes(), 16_000),
+        encode(tone(1), "ogg", "libopus"),
+        encode(tone(1), "matroska", "pcm_s16le", 16_000),
+    ],
+)
+def test_what_is_no_webm_of_opus_is_refused(data: bytes) -> None:
+    microphone = Microphone("webm")
+    with pytest.raises(AudioInvalid):
+        fed(microphone, data, 300)
+    assert len(microphone.feed(webm_opus(tone(1)))) > 15_000
+
+
+def test_a_damaged_webm_does_not_break_the_decoder() -> None:
+    clip = bytearray(webm_opus(joined(flite("hello there"), noise(0.5))))
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        damaged = clip.copy()
+        for at in rng.integers(0, len(clip), 10):
+            damaged[at] = int(rng.integers(0, 256))
+        microphone = Microphone("webm")
+        with suppress(AudioInvalid):
+            fed(microphone, bytes(damaged), 500)
+
+
+def test_more_than_was_asked_for_is_left_out() -> None:
+    clip = webm_opus(tone(4))
+    for microphone, data in (
+        (Microphone("webm"), clip),
+        (Microphone("pcm16", 48_000), bytes(4 * 96_000)),
+        (Microphone(), bytes(4 * 32_000)),
+    ):
+        assert len(microphone.feed(data, 16_000)) == pytest.approx(16_000, abs=1000)
+        assert microphone.overflowed
+        microphone.feed(b"")
+        assert not microphone.overflowed
+
+
+def test_a_flood_that_never_ends_an_element_holds_no_memory() -> None:
+    clip = webm_opus(tone(1))
+    microphone = Microphone("webm")
+    microphone.feed(clip)
+    before = peak_memory()
+    with suppress(AudioInvalid):
+        for _ in range(200):
+            microphone.feed(b"\xa3\x10\x01\x00\x00" + bytes(100_000))
+    assert peak_memory() - before < 20

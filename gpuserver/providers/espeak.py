@@ -25,6 +25,7 @@ from gpuserver.providers import Place, Speech, Viseme, VisemeMark, WordTime
 from gpuserver.providers.worker import Cancelled, Checkpoint, Worker
 
 _DEFAULT_VOICE: Final = "en-us"
+_SAMPLE_RATE: Final = 22_050  # of all its voices
 _ALIASES: Final = {"en": "en-us", "zh": "cmn", "zh-cn": "cmn", "zh-hans": "cmn", "zh-hk": "yue"}
 _WORDS_A_MINUTE: Final = 165
 _SPEEDS: Final = (0.5, 2.0)
@@ -65,6 +66,8 @@ _SOUND: Final = re.compile("|".join(map(re.escape, sorted(_MOUTH, key=len, rever
 
 class EspeakTTS:
     """The embedded voice. `model` is the voice where a call names none; `en-us` unless given."""
+
+    sample_rate: int = _SAMPLE_RATE
 
     def __init__(self, model: str, place: Place) -> None:
         self._voice = model or _DEFAULT_VOICE

@@ -28,6 +28,7 @@ from gpuserver.providers import (
     TTS,
     VAD,
     Delta,
+    Detector,
     Kind,
     Passage,
     Request,
@@ -41,7 +42,7 @@ from gpuserver.tutor.tutors import Catalogue, Tutor
 
 log = get_logger(__name__)
 
-_LEAST_CONFIDENCE: Final = 0.1
+LEAST_CONFIDENCE: Final = 0.1
 """A recogniser with a closed vocabulary hears some word in any noise; that measures below this."""
 _WARM_UP: Final = "Hello, let us begin."
 
@@ -76,6 +77,16 @@ class AIEngine:
         """Languages it speaks aloud."""
         return [x for x in LANGUAGES if self._tts is not None and x in self.tutor.voices]
 
+    @property
+    def voices(self) -> dict[Language, str]:
+        """The voice it speaks each of its languages in."""
+        return {language: self.tutor.voices[language] for language in self.speaks}
+
+    @property
+    def sample_rate(self) -> int:
+        """Of its speech, in hertz; 0 where it has no voice."""
+        return self._tts.sample_rate if self._tts is not None else 0
+
     def hears(self, language: Language) -> None:
         """Raises SpeechUnavailable, with the fix, if it can't recognise this language."""
         if language not in self.listens:
@@ -88,12 +99,24 @@ class AIEngine:
         Raises AudioInvalid, AudioTooLong, NoSpeech, NotUnderstood, SpeechUnavailable, EngineFailed.
         """
         self.hears(language)
-        assert self._asr is not None
         speech = await asyncio.to_thread(self._listen, clip, max_seconds)
-        transcript = await self._asr.transcribe(speech, language, self._vocabulary)
-        if not transcript.text.strip() or transcript.confidence < _LEAST_CONFIDENCE:
+        transcript = await self.transcribe(speech, language)
+        if not transcript.text.strip() or transcript.confidence < LEAST_CONFIDENCE:
             raise NotUnderstood
         return transcript
+
+    async def transcribe(self, speech: audio.Audio, language: Language) -> Transcript:
+        """The words of a stretch of sound at 16 kHz; the caller judges whether they are any.
+
+        Raises SpeechUnavailable, EngineFailed.
+        """
+        self.hears(language)
+        assert self._asr is not None
+        return await self._asr.transcribe(speech, language, self._vocabulary)
+
+    def detector(self) -> Detector:
+        """What finds the speech in one open microphone."""
+        return self._vad.detector()
 
     def _listen(self, clip: bytes, max_seconds: float) -> audio.Audio:
         speech = self._vad.trim(audio.decode(clip, max_seconds))
