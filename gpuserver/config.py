@@ -110,18 +110,56 @@ class Settings(BaseSettings):
     """Largest WebSocket message."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=256 << 20)] = 64 << 10
     """Largest body of an HTTP request."""
+    max_messages_per_second: Annotated[int, Field(ge=60, le=10_000)] = 200
+    """Messages that a client may send; the server does not read faster than that."""
+    max_answer_chars: Annotated[int, Field(ge=1, le=100_000_000)] = 20_000
+    """Longest answer, in characters; one that grows beyond it is stopped."""
     max_waiting_questions: Annotated[int, Field(ge=1, le=100)] = 4
     """Questions a student may have waiting behind the one being answered."""
     max_connections: Count = 500
     """Connections at the same time, of every kind."""
     history_turns: Annotated[int, Field(ge=0, le=100)] = 8
     """Questions and answers of a session that the tutor remembers."""
+    first_token_timeout_seconds: Seconds = 30
+    """A model that has not begun to answer after this long has failed."""
+    token_timeout_seconds: Seconds = 15
+    """A model that pauses for this long within an answer has failed."""
     turn_timeout_seconds: Seconds = 120
     """A turn that takes longer is stopped and the student told."""
     send_timeout_seconds: Seconds = 20
     """A client that reads nothing for this long is disconnected."""
     shutdown_grace_seconds: Seconds = 5
     """Time to finish what is running when the server is stopped."""
+
+    # Speaking and being interrupted
+
+    speech_lead_ms: Annotated[int, Field(ge=100, le=5000)] = 300
+    """How far ahead of real time speech is sent, in milliseconds."""
+    end_of_turn_seconds: Annotated[float, Field(ge=0.3, le=0.8)] = 0.5
+    """Silence that ends a spoken question whose words look finished."""
+    unfinished_turn_seconds: Annotated[float, Field(ge=0.8, le=2.5)] = 1.6
+    """Silence that ends a spoken question whose words don't."""
+    barge_in_seconds: Annotated[float, Field(ge=0.1, le=5)] = 0.5
+    """Speech of this length during an answer can interrupt it."""
+    barge_in_confidence: Annotated[float, Field(ge=0, le=1)] = 0.35
+    """How sure the recogniser must be of words that interrupt, from 0 to 1."""
+    barge_in_wait_seconds: Annotated[float, Field(ge=0.5, le=10)] = 2
+    """An answer paused for speech that turns out to be none goes on after this long at most."""
+    barge_in_grace_seconds: Annotated[float, Field(ge=0, le=10)] = 1
+    """The first answer of a session can't be interrupted by voice for this long."""
+    question_during_answer: Literal["queue", "replace"] = "queue"
+    """A question asked during an answer (tutor.v2): it waits, or it interrupts the answer."""
+
+    # Coming back
+
+    resume_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 30
+    """How long an answer goes on while its student's connection is lost (tutor.v2)."""
+    resume_audio_seconds: Annotated[int, Field(ge=0, le=600)] = 60
+    """Speech kept for each session for a client that comes back."""
+    resume_audio_mb: Annotated[int, Field(ge=1, le=65_536)] = 256
+    """Speech kept for all sessions together, in megabytes."""
+    resume_events: Annotated[int, Field(ge=100, le=1_000_000)] = 20_000
+    """Messages kept for each session, speech apart."""
 
     # Logging
 

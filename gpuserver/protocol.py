@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -37,11 +38,81 @@ class AudioClip(_ClientMessage):
     data: str
 
 
+class AudioAppend(_ClientMessage):
+    """The next stretch of the open microphone, base64; the same as a binary frame of its bytes."""
+
+    type: Literal["audio.append"]
+    data: str
+
+
+class AudioCommit(_ClientMessage):
+    """The question is complete: answer what was said since the last one."""
+
+    type: Literal["audio.commit"]
+
+
+class AudioClear(_ClientMessage):
+    """Forget what was said since the last question."""
+
+    type: Literal["audio.clear"]
+
+
 class Interrupt(_ClientMessage):
     """Stop the named answer, or whichever is running; waiting questions are dropped too."""
 
     type: Literal["interrupt"]
     turn_id: str | None = None
+
+
+class Playback(_ClientMessage):
+    """How much of a turn's speech the student has heard by now, in milliseconds from its start."""
+
+    type: Literal["playback"]
+    turn_id: Annotated[str, Field(max_length=40)]
+    heard_ms: Annotated[int, Field(ge=0, le=86_400_000)]
+
+
+class OutputUpdate(_ClientMessage):
+    """Which of an answer's forms are sent; what is left out stays as it is."""
+
+    text: bool | None = None
+    audio: bool | None = None
+    visemes: bool | None = None
+
+
+class InputFormat(_ClientMessage):
+    """What the microphone's bytes are; `sample_rate` counts for pcm16 (mono, little-endian)."""
+
+    encoding: Literal["pcm16", "webm"] = "pcm16"
+    sample_rate: Literal[8000, 16000, 24000, 44100, 48000] = 16000
+
+
+class SessionUpdate(_ClientMessage):
+    """Change how the session listens and speaks, from the next question on."""
+
+    type: Literal["session.update"]
+    language: Literal["en", "zh"] | None = None
+    voice: Annotated[str, Field(min_length=1, max_length=80)] | None = None
+    output: OutputUpdate | None = None
+    audio_format: Literal["base64", "binary"] | None = None
+    input_audio_format: InputFormat | None = None
+    turn_detection: Literal["server", "manual"] | None = None
+
+
+class Feedback(_ClientMessage):
+    """What the student thinks of an answer."""
+
+    type: Literal["feedback"]
+    turn_id: Annotated[str, Field(max_length=40)]
+    rating: Annotated[int, Field(ge=-1, le=1)]
+    comment: Annotated[str, Field(max_length=2000)] = ""
+
+
+class Resume(_ClientMessage):
+    """The first message of a client that returns: send again all that came after `last_seq`."""
+
+    type: Literal["resume"]
+    last_seq: Annotated[int, Field(ge=0)]
 
 
 class Ping(_ClientMessage):
@@ -51,8 +122,20 @@ class Ping(_ClientMessage):
 
 
 ClientMessage1 = Annotated[Text | AudioClip, Field(discriminator="type")]
-ClientMessage2 = Annotated[Text | AudioClip | Interrupt | Ping, Field(discriminator="type")]
-ClientMessage = Text | AudioClip | Interrupt | Ping
+ClientMessage = (
+    Text
+    | AudioClip
+    | AudioAppend
+    | AudioCommit
+    | AudioClear
+    | Interrupt
+    | Playback
+    | SessionUpdate
+    | Feedback
+    | Resume
+    | Ping
+)
+ClientMessage2 = Annotated[ClientMessage, Field(discriminator="type")]
 
 _M = TypeVar("_M")
 _CLIENT_1: TypeAdapter[Text | AudioClip] = TypeAdapter(ClientMessage1)
@@ -133,13 +216,14 @@ class Error1:
     type: Literal["error"] = "error"
 
 
-# What the server sends, tutor.v2. `seq` counts from 1 for each session without gaps.
+# What the server sends, tutor.v2. `seq` counts from 1 for each session without gaps; only
+# `session.ready` takes no number: it repeats the one from which this connection counts on.
 
 
 @dataclass
 class TutorInfo:
     """What a page needs to know of a tutor. `languages` are those it answers in; `listens` those
-    it recognises by ear; `missing_speech` says what to set for the others."""
+    it recognises by ear; `missing_speech` says what to set for the others; `voices` by language."""
 
     id: int
     name: str
@@ -148,6 +232,7 @@ class TutorInfo:
     languages: list[str]
     listens: list[str]
     speaks: list[str]
+    voices: dict[str, str]
     missing_speech: str = ""
 
 
@@ -156,7 +241,30 @@ class Limits:
     text_chars: int
     audio_seconds: int
     message_bytes: int
+    messages_per_second: int
     waiting_questions: int
+
+
+@dataclass
+class Output:
+    """Which of an answer's forms are sent."""
+
+    text: bool = True
+    audio: bool = True
+    visemes: bool = True
+
+
+@dataclass
+class AudioSettings:
+    """How the session listens and speaks. `sample_rate`: of the speech sent, in hertz; 0: none."""
+
+    sample_rate: int
+    audio_format: Literal["base64", "binary"]
+    output: Output
+    input_audio_format: dict[str, Any]
+    turn_detection: Literal["server", "manual"]
+    language: str
+    voice: str
 
 
 @dataclass
@@ -166,16 +274,72 @@ class SessionReady:
     session_id: str
     tutor: TutorInfo
     limits: Limits
+    audio: AudioSettings
     engines: dict[str, str]
+    last_seq: int
+    resumed: bool
     notice: str | None = None
     type: Literal["session.ready"] = "session.ready"
 
 
 @dataclass
-class TurnStarted:
+class SessionUpdated:
+    seq: int
+    timestamp: datetime
+    audio: AudioSettings
+    type: Literal["session.updated"] = "session.updated"
+
+
+@dataclass
+class SpeechStarted:
+    """The student has begun to speak."""
+
+    seq: int
+    timestamp: datetime
+    type: Literal["speech.started"] = "speech.started"
+
+
+@dataclass
+class SpeechStopped:
+    """The student's turn has ended, or what sounded like speech was none."""
+
+    seq: int
+    timestamp: datetime
+    type: Literal["speech.stopped"] = "speech.stopped"
+
+
+@dataclass
+class TranscriptionDelta:
+    """Words as they are recognised: `stable` ones stay and only grow, `tentative` ones may go."""
+
+    seq: int
+    timestamp: datetime
+    stable: str
+    tentative: str
+    type: Literal["transcription.delta"] = "transcription.delta"
+
+
+@dataclass
+class Queue:
+    """The question waits: how many are before it, and about how long they take."""
+
     seq: int
     timestamp: datetime
     turn_id: str
+    position: int
+    eta_s: int
+    type: Literal["queue"] = "queue"
+
+
+@dataclass
+class TurnStarted:
+    """The answer to a question begins. `question` is what was typed; of a spoken one, the words
+    follow in `transcription`."""
+
+    seq: int
+    timestamp: datetime
+    turn_id: str
+    question: str
     type: Literal["turn.started"] = "turn.started"
 
 
@@ -235,15 +399,6 @@ class TextWhole:
 
 
 @dataclass
-class Word:
-    """A spoken word and when it sounds, in milliseconds from the start of the turn's speech."""
-
-    text: str
-    start_ms: int
-    end_ms: int
-
-
-@dataclass
 class AudioDelta:
     """Speech: PCM16 mono little-endian, base64. `offset` is the number of samples before it."""
 
@@ -253,8 +408,38 @@ class AudioDelta:
     data: str
     sample_rate: int
     offset: int
-    words: list[Word]
     type: Literal["audio.delta"] = "audio.delta"
+
+
+@dataclass
+class AudioPaused:
+    """The student may be interrupting: no speech is sent, and the player should hold still."""
+
+    seq: int
+    timestamp: datetime
+    turn_id: str
+    type: Literal["audio.paused"] = "audio.paused"
+
+
+@dataclass
+class AudioResumed:
+    """It was no interruption: the speech goes on where it stopped."""
+
+    seq: int
+    timestamp: datetime
+    turn_id: str
+    type: Literal["audio.resumed"] = "audio.resumed"
+
+
+@dataclass
+class AudioSkipped:
+    """Speech from `from_seq` to `to_seq` can't be sent any more. Its own number is `to_seq`."""
+
+    seq: int
+    timestamp: datetime
+    from_seq: int
+    to_seq: int
+    type: Literal["audio.skipped"] = "audio.skipped"
 
 
 @dataclass
@@ -266,17 +451,31 @@ class Mark:
 
 
 @dataclass
+class Word:
+    """A spoken word and when it sounds, in milliseconds from the start of the turn's speech."""
+
+    text: str
+    start_ms: int
+    end_ms: int
+
+
+@dataclass
 class Visemes:
+    """Mouth shapes and words of the speech that follows, on the clock of the turn's speech."""
+
     seq: int
     timestamp: datetime
     turn_id: str
     marks: list[Mark]
+    words: list[Word]
     type: Literal["visemes"] = "visemes"
 
 
 @dataclass
 class TurnDone:
-    """The one ending of a turn. `timeline`: milliseconds from its start to each stage reached."""
+    """The one ending of a turn. `timeline`: milliseconds to each stage reached, from the end of
+    the student's speech (typed: from the question's arrival). `heard`: what of an interrupted
+    answer stays in the history; null for a whole one."""
 
     seq: int
     timestamp: datetime
@@ -284,17 +483,19 @@ class TurnDone:
     status: Literal["completed", "interrupted", "failed"]
     timeline: dict[str, int]
     usage: dict[str, int]
+    heard: str | None = None
     type: Literal["turn.done"] = "turn.done"
 
 
 @dataclass
 class SessionEnding:
-    """The last message before the server closes the socket."""
+    """The last message before the server closes the socket; `in_s` seconds are left."""
 
     seq: int
     timestamp: datetime
     reason: str
     content: str
+    in_s: int = 0
     type: Literal["session.ending"] = "session.ending"
 
 
@@ -320,12 +521,20 @@ class Pong:
 ServerMessage1 = Text1 | Transcription1 | Audio1 | Error1
 ServerMessage2 = (
     SessionReady
+    | SessionUpdated
+    | SpeechStarted
+    | SpeechStopped
+    | TranscriptionDelta
+    | Queue
     | TurnStarted
     | Transcription
     | Sources
     | TextDelta
     | TextWhole
     | AudioDelta
+    | AudioPaused
+    | AudioResumed
+    | AudioSkipped
     | Visemes
     | TurnDone
     | SessionEnding
@@ -337,6 +546,22 @@ ServerMessage2 = (
 def encode(message: ServerMessage1 | ServerMessage2) -> str:
     """A server message as compact JSON."""
     return orjson.dumps(message).decode()
+
+
+_SPEECH_HEADER: Final = struct.Struct(">III")
+
+
+def encode_speech(seq: int, turn_number: int, offset: int, pcm: bytes) -> bytes:
+    """`audio.delta` as a binary frame: big-endian u32 seq, u32 turn number (3 of `t3`), u32 sample
+    offset, then PCM16 mono little-endian at the session's `sample_rate`."""
+    return _SPEECH_HEADER.pack(seq, turn_number, offset) + pcm
+
+
+def decode_speech(frame: bytes) -> tuple[int, int, int, bytes]:
+    """What `encode_speech` wrote: seq, turn number, offset, PCM16. Raises ValueError."""
+    if len(frame) < _SPEECH_HEADER.size:
+        raise ValueError("shorter than its header")
+    return *_SPEECH_HEADER.unpack_from(frame), frame[_SPEECH_HEADER.size :]
 
 
 # Close codes: 4000–4499 try again, 4500–4999 do not.

@@ -25,8 +25,16 @@ from gpuserver.api.websocket_server import Door
 from gpuserver.background import claimed, local_url
 from gpuserver.config import Settings
 from gpuserver.errors import ConfigurationError, GpuServerError
-from gpuserver.live.live_session import Limits, LiveSessions
+from gpuserver.live.answering import Limits
+from gpuserver.live.barge_in import BargeInRules
+from gpuserver.live.endpointing import Endpointing
+from gpuserver.live.live_session import LiveSessions, Rules
+from gpuserver.metrics import Metrics
+from gpuserver.sessions.event_log import LogLimits
 from gpuserver.sessions.session_manager import SessionManager
+from gpuserver.sessions.spool import Spool
+from gpuserver.sessions.store import Store
+from gpuserver.tutor.turn import limits_of
 from gpuserver.tutor.tutoring import Tutoring
 
 log = observability.get_logger(__name__)
@@ -50,6 +58,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(state.store.open)
+        state.sessions.restore(await asyncio.to_thread(state.store.load))
         async with asyncio.TaskGroup() as group:
             loading = group.create_task(_load(tutoring, on_fatal))
             sweeping = group.create_task(state.sessions.sweep_forever(_SWEEP_SECONDS))
@@ -58,6 +68,7 @@ def create_app(
             loading.cancel()
             sweeping.cancel()
         await tutoring.close()
+        await asyncio.to_thread(state.store.close)
 
     app = FastAPI(
         title="gpuserver",
@@ -158,33 +169,71 @@ def _bind(settings: Settings) -> socket.socket:
 
 
 def _state(settings: Settings, tutoring: Tutoring) -> State:
+    metrics = Metrics()
+    store = Store(settings.data_dir / "sessions.db")
+    spool = Spool(settings.resume_audio_mb << 20)
     sessions = SessionManager(
-        settings.max_sessions, settings.session_timeout_seconds, time.monotonic
+        settings.max_sessions,
+        settings.session_timeout_seconds,
+        time.monotonic,
+        store,
+        LogLimits(events=settings.resume_events, audio_seconds=settings.resume_audio_seconds),
+        spool,
     )
-    limits = Limits(
-        text_chars=settings.max_text_chars,
-        audio_seconds=settings.max_audio_seconds,
-        message_bytes=settings.max_message_bytes,
-        waiting_questions=settings.max_waiting_questions,
-        history_turns=settings.history_turns,
-        turn_seconds=settings.turn_timeout_seconds,
-    )
-    live_sessions = LiveSessions(lambda: tutoring.engines, sessions, limits)
+    live_sessions = LiveSessions(lambda: tutoring.engines, sessions, _rules(settings), metrics)
     door = Door(
         sessions,
         live_sessions,
         lambda kb_id: tutoring.knowledge.known(kb_id),
         settings.allowed_origins,
         settings.send_timeout_seconds,
+        settings.max_messages_per_second,
+        metrics,
     )
+    metrics.watch("sessions", lambda: len(sessions))
+    metrics.watch("connections", lambda: door.connections)
+    metrics.watch("live_sessions", lambda: len(live_sessions))
+    metrics.watch("open_microphones", lambda: live_sessions.microphones)
+    metrics.watch("store_failing", lambda: float(store.failing))
+    metrics.watch("spool_bytes", lambda: spool.size)
     return State(
         settings,
         tutoring,
+        store,
         sessions,
         live_sessions,
         door,
+        metrics,
         ManagementGuard(settings),
         time.monotonic(),
+    )
+
+
+def _rules(settings: Settings) -> Rules:
+    limits = Limits(
+        text_chars=settings.max_text_chars,
+        message_bytes=settings.max_message_bytes,
+        messages_per_second=settings.max_messages_per_second,
+        waiting_questions=settings.max_waiting_questions,
+        history_turns=settings.history_turns,
+        speech_lead_ms=settings.speech_lead_ms,
+        replaces=settings.question_during_answer == "replace",
+        resume_seconds=settings.resume_grace_seconds,
+        turn=limits_of(settings),
+    )
+    return Rules(
+        limits,
+        Endpointing(
+            settings.end_of_turn_seconds,
+            settings.unfinished_turn_seconds,
+            settings.max_audio_seconds,
+        ),
+        BargeInRules(
+            settings.barge_in_seconds,
+            settings.barge_in_confidence,
+            settings.barge_in_wait_seconds,
+            settings.barge_in_grace_seconds,
+        ),
     )
 
 

@@ -14,11 +14,10 @@ from gpuserver.audio import wav
 from gpuserver.client import Ticket, converse
 from tests.conftest import Serve
 
-BAD_FRAMES: dict[str, str | bytes] = {
+BAD_FRAMES: dict[str, str] = {
     "not JSON": "{",
     "array": "[1,2,3]",
     "null": "null",
-    "binary": b"\x00\xff",
     "deep nesting": "[" * 200_000,
     "deep nesting in a field": '{"type":"text","content":' + "[" * 200_000,
     "NaN": '{"type":"text","content":NaN}',
@@ -63,6 +62,14 @@ async def test_a_bad_frame_gets_a_sentence_with_a_code(serve: Serve, name: str, 
             assert answer["content"] == "You asked: still there?"
 
 
+async def test_dialect_1_knows_no_binary_frames(serve: Serve) -> None:
+    async with serve() as server, server.management() as management:
+        async with converse(await management.create_session(), v2=False) as socket:
+            await socket.receive()
+            await socket.send(b"\x00\xff")
+            assert (await socket.receive())["code"] == "bad_message"
+
+
 async def test_a_recording_that_is_too_long_is_refused(serve: Serve) -> None:
     async with serve(max_audio_seconds=1) as server, server.management() as management:
         async with converse(await management.create_session(), v2=False) as socket:
@@ -87,19 +94,19 @@ async def test_a_message_over_the_limit_closes_the_socket_with_1009(serve: Serve
 
 
 async def test_a_client_that_reads_nothing_is_dropped(serve: Serve) -> None:
-    async with serve(send_timeout_seconds=0.2) as server, server.management() as management:
-        server.cast.llm.scripts.append(["x" * 100_000] * 400)
+    limits = {"send_timeout_seconds": 0.2, "max_answer_chars": 50_000_000}
+    async with serve(**limits) as server, server.management() as management:
+        server.cast.llm.scripts.append(["word " * 20_000] * 200)
         ticket = await management.create_session()
         raw = await asyncio.to_thread(_raw_client, server.url, ticket)
         with raw:
             frame = b'{"type":"text","content":"flood me"}'
             await asyncio.to_thread(raw.sendall, _masked(frame))
             async with asyncio.timeout(10):
-                while not server.cast.llm.running:
+                while not server.state.door.connections:
                     await asyncio.sleep(0.01)
-                while server.cast.llm.running:
+                while server.state.door.connections:
                     await asyncio.sleep(0.05)
-            assert server.state.door.connections == 0
         # The session lives on for the next, better client.
         async with converse(ticket, v2=False) as socket:
             await socket.receive()
@@ -130,12 +137,15 @@ def _masked(payload: bytes) -> bytes:
 async def test_a_client_that_reads_nothing_and_says_goodbye_lets_go_of_the_session(
     serve: Serve,
 ) -> None:
-    async with serve() as server, server.management() as management:
-        server.cast.llm.scripts.append(["x" * 100_000] * 400)
+    limits = {"max_answer_chars": 50_000_000, "resume_grace_seconds": 0.1}
+    async with serve(**limits) as server, server.management() as management:
+        server.cast.llm.scripts.append(["word " * 20_000] * 200)
         ticket = await management.create_session()
         raw = await asyncio.to_thread(_raw_client, server.url, ticket)
         with raw:
-            await asyncio.to_thread(raw.sendall, _masked(b'{"type":"text","content":"flood"}'))
+            mute = b'{"type":"session.update","output":{"audio":false}}'
+            flood = b'{"type":"text","content":"flood"}'
+            await asyncio.to_thread(raw.sendall, _masked(mute) + _masked(flood))
             async with asyncio.timeout(10):
                 while not server.cast.llm.running:
                     await asyncio.sleep(0.01)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,20 @@ from gpuserver.errors import EngineFailed, GpuServerError, NotUnderstood
 from gpuserver.tutor import events
 from gpuserver.tutor.ai_engine import AIEngine
 from gpuserver.tutor.conversation import Conversation
-from gpuserver.tutor.turn import Question, Turn
+from gpuserver.tutor.turn import Question, Turn, TurnLimits
 from gpuserver.tutor.tutoring import Tutoring
 from tests.fakes import Cast, Script
 
 EngineOf = Callable[..., AbstractAsyncContextManager[AIEngine]]
 
 _LOUD = np.full(8000, 4000, np.int16)
+LIMITS = TurnLimits(
+    turn_seconds=10,
+    first_token_seconds=10,
+    token_seconds=10,
+    audio_seconds=60,
+    answer_chars=100_000,
+)
 CLIP = wav(_LOUD.tobytes(), 16_000)
 
 
@@ -77,10 +86,10 @@ def engine_of(cast: Cast, make_settings: Callable[..., Settings]) -> EngineOf:
 
 
 def turn(engine: AIEngine, question: Question, sink: events.Sink, **given: Any) -> Turn:
-    options: dict[str, Any] = {"kb_id": None, "timeout": 10.0, "max_audio_seconds": 60}
-    options.update(given)
-    conversation = options.pop("conversation", Conversation(4))
-    return Turn(engine, conversation, question, sink, **options)
+    names = {field.name for field in dataclasses.fields(TurnLimits)}
+    limits = replace(LIMITS, **{name: given.pop(name) for name in names & given.keys()})
+    conversation = given.pop("conversation", Conversation(4))
+    return Turn(engine, conversation, question, sink, kb_id=None, limits=limits, **given)
 
 
 async def test_events_come_in_order_and_tell_every_stage(engine_of: EngineOf, cast: Cast) -> None:
@@ -208,7 +217,7 @@ async def test_a_turn_that_takes_too_long_is_stopped(engine_of: EngineOf, cast: 
     record = Record()
     async with engine_of() as engine:
         question = Question("en", "What is a list?")
-        await turn(engine, question, record, timeout=0.05).run()
+        await turn(engine, question, record, turn_seconds=0.05).run()
     assert record.ended.error is not None
     assert record.ended.error.code == "turn_timeout"
 

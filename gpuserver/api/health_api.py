@@ -8,6 +8,8 @@ import time
 from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from gpuserver import __version__
@@ -120,3 +122,10 @@ async def status(request: Request, _: Guarded) -> Status:
             for tutor in tutoring.catalogue
         },
     )
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(request: Request, _: Guarded) -> Response:
+    """Counters, gauges and times of the stages of turns, for Prometheus."""
+    page = await state_of(request).metrics.page()
+    return Response(page, media_type=CONTENT_TYPE_LATEST)

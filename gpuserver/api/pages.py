@@ -74,7 +74,9 @@ def _with_policy(response: Response, request: Request, style: str = "'self'") ->
     sockets = {f"{scheme}://{request.url.netloc}" for scheme in ("ws", "wss")}
     public = urlsplit(state_of(request).settings.websocket_url)
     if public.netloc:
-        sockets.add(f"{public.scheme}://{public.netloc}")
+        # By http the page asks whether a server that refuses its socket is there at all.
+        for scheme in (public.scheme, public.scheme.replace("ws", "http")):
+            sockets.add(f"{scheme}://{public.netloc}")
     response.headers["Content-Security-Policy"] = "; ".join(
         [
             "default-src 'none'",

@@ -10,7 +10,9 @@ from gpuserver.api.security import ManagementGuard
 from gpuserver.api.websocket_server import Door
 from gpuserver.config import Settings
 from gpuserver.live.live_session import LiveSessions
+from gpuserver.metrics import Metrics
 from gpuserver.sessions.session_manager import SessionManager
+from gpuserver.sessions.store import Store
 from gpuserver.tutor.tutoring import Tutoring
 
 
@@ -20,9 +22,11 @@ class State:
 
     settings: Settings
     tutoring: Tutoring
+    store: Store
     sessions: SessionManager
     live_sessions: LiveSessions
     door: Door
+    metrics: Metrics
     guard: ManagementGuard
     started: float
     """When the app was made, on the monotonic clock."""

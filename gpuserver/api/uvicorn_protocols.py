@@ -3,31 +3,83 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
+from websockets.frames import Frame
 from websockets.http11 import Request
 
-ABORT: Final = "gpuserver.abort"
-"""ASGI extension: a function that drops the connection at once."""
-WRITABLE: Final = "gpuserver.writable"
-"""ASGI extension: a function that says whether a send would go out without waiting."""
+WIRE: Final = "gpuserver.wire"
+"""ASGI extension: the connection's `Wire`."""
 
 _HEADER_SECONDS: Final = 10.0
+_MOST_FRAGMENTS: Final = 4096
+
+
+class Wire(Protocol):
+    """What the app may do with a connection beyond ASGI."""
+
+    def is_writable(self) -> bool:
+        """Whether the client keeps up, so that what is sent does not pile up here."""
+        ...
+
+    async def until_writable(self) -> None:
+        """Wait until it does, or the connection is lost."""
+        ...
+
+    def send_messages(self, messages: Sequence[str | bytes]) -> bool:
+        """Send messages at once, text and binary; False if the connection is over."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        ...
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Lets the app see that a client has stopped reading, and drop it.
+    """Lets the app see that a client has stopped reading, drop it, and send several messages in one
+    go, past the layers that ask of each whether it may be sent.
 
-    Neither closing such a connection nor its ping timeout ends it; aborting the transport does.
+    Neither closing a connection nor its ping timeout ends one that is not read; aborting does.
     """
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
         extensions: dict[str, Any] = self.scope["extensions"]
-        extensions[ABORT] = self.transport.abort
-        extensions[WRITABLE] = self.writable.is_set
+        extensions[WIRE] = self
+
+    def handle_cont(self, event: Frame) -> None:
+        super().handle_cont(event)
+        # Their bytes are counted, but empty ones could come for ever.
+        if len(self.frames) > _MOST_FRAGMENTS:
+            self.abort()
+
+    def is_writable(self) -> bool:
+        return self.writable.is_set()
+
+    async def until_writable(self) -> None:
+        await self.writable.wait()
+
+    def send_messages(self, messages: Sequence[str | bytes]) -> bool:
+        if self.close_sent or self.disconnected or self.transport.is_closing():
+            return False
+        try:
+            for message in messages:
+                if isinstance(message, str):
+                    self.conn.send_text(message.encode())
+                else:
+                    self.conn.send_binary(message)
+        except InvalidState:
+            # The client has begun to close.
+            return False
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        return True
+
+    def abort(self) -> None:
+        self.transport.abort()
 
 
 class HttpProtocol(HttpToolsProtocol):

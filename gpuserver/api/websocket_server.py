@@ -3,136 +3,187 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from gpuserver import protocol
-from gpuserver.api.dialects import Dialect, Dialect1, DialectV2, ServerMessage
+from gpuserver.api.dialects import Dialect, Dialect1, Frame, Source
 from gpuserver.api.security import origin_allowed
-from gpuserver.api.uvicorn_protocols import ABORT, WRITABLE
+from gpuserver.api.tutor_v2 import DialectV2
+from gpuserver.api.uvicorn_protocols import WIRE, Wire
 from gpuserver.errors import (
     GpuServerError,
     KnowledgeBaseNotFound,
-    MessageInvalid,
     Replaced,
     SessionEnded,
     TokenRefused,
 )
-from gpuserver.live.live_session import LiveSessions
+from gpuserver.live.live_session import LiveSession, LiveSessions
+from gpuserver.metrics import Metrics
 from gpuserver.observability import get_logger
 from gpuserver.sessions.session_manager import EndReason, Session, SessionManager
 
 log = get_logger(__name__)
 
 _CLOSE_SECONDS: Final = 2.0
-_QUEUE_BYTES: Final = 1 << 20
-"""What may be in line for one client, beyond the transport's buffers, before its turn waits."""
-_BURST: Final = 64
-"""Frames to one client before the others get their turn: a send that finds room never waits."""
+_STOP_SECONDS: Final = 1.0
+"""Time for a session's running turn to end before its client is bidden farewell."""
+_WITHOUT_A_CLOSE: Final = frozenset({1005, 1006})
+_RETURN_SECONDS: Final = 0.3
+"""Time for a client that returns to say where it left off, before it is greeted as one that
+does not."""
 
 
 class Connection:
-    """One accepted WebSocket.
+    """One accepted WebSocket, which sends what its source has.
 
-    A message is on its way, or in line, before `send` can be interrupted: what has a number is
-    never lost and never overtaken. A client that takes nothing for `send_timeout` seconds is
-    dropped.
+    Nothing piles up here: a client that reads slowly leaves the rest in the source, and one that
+    takes nothing for `send_timeout` seconds is dropped.
     """
 
-    def __init__(self, websocket: WebSocket, send_timeout: float) -> None:
-        extensions = websocket.scope.get("extensions") or {}
+    def __init__(self, websocket: WebSocket, send_timeout: float, metrics: Metrics) -> None:
         self._websocket = websocket
+        self._metrics = metrics
         self._send_timeout = send_timeout
-        # Under a server that does not say, everything goes through the line.
-        self._writable: Callable[[], bool] = extensions.get(WRITABLE, lambda: False)
-        self._abort: Callable[[], None] = extensions.get(ABORT, lambda: None)
-        self._line: deque[str] = deque()
-        self._line_bytes = 0
-        self._filled = asyncio.Event()
-        self._room = asyncio.Event()
-        self._sent = 0
+        self._wire: Wire | None = (websocket.scope.get("extensions") or {}).get(WIRE)
+        self._source: Source | None = None
+        self._batch: list[Frame] = []
+        self._followed = asyncio.Event()
         self._gone = False
+        self.replaced = asyncio.Event()
+        """Set when another client has taken the session over."""
 
-    async def send(self, message: ServerMessage) -> None:
-        """Send a message, waiting while too much is in line; dropped if the client has gone."""
-        if self._gone:
-            return
-        frame = protocol.encode(message)
-        if not self._line and self._writable():
-            # Where there is room this does not wait, so a line and its task are not needed.
-            await self._transmit(frame)
-        else:
-            self._line.append(frame)
-            self._line_bytes += len(frame)
-            self._filled.set()
-            while self._line_bytes > _QUEUE_BYTES and not self._gone:
-                self._room.clear()
-                await self._room.wait()
-        self._sent += 1
-        if self._sent % _BURST == 0:
-            await asyncio.sleep(0)
+    def replace(self) -> None:
+        self.replaced.set()
 
-    async def send_line(self) -> None:
-        """Send what is in line, for as long as the connection lasts."""
+    def follow(self, source: Source, first: Frame) -> None:
+        """Send this frame, and from then on what the source has."""
+        self._source = source
+        source.direct = self._send_directly
+        # What is left of an earlier source will come again from this one.
+        self._batch = [first]
+        self._followed.set()
+
+    async def send_all(self) -> None:
+        """Send what the source has, for as long as the connection lasts."""
+        await self._followed.wait()
         while not self._gone:
-            await self._filled.wait()
-            while self._line:
-                try:
-                    async with asyncio.timeout(self._send_timeout):
-                        await self._transmit(self._line[0])
-                except TimeoutError:
-                    log.warning("client reads nothing, dropped")
-                    self.abort()
-                    return
-                if self._gone:
-                    return
-                self._line_bytes -= len(self._line.popleft())
-                self._room.set()
-            self._filled.clear()
+            if self._batch:
+                await self._transmit()
+            source = self._source
+            assert source is not None
+            frames = source.take()
+            if frames:
+                # Others get their turn: a send that finds room never waits.
+                await asyncio.sleep(0)
+            else:
+                frames = await source.next()
+            if source is self._source:
+                if not frames:
+                    break
+                self._batch += frames
+        if self._source is not None and self._source.lost:
+            # It fell so far behind that what it misses is gone: it may come back and begin anew.
+            self._metrics.count_dropped_connection("stalled")
+            self.abort()
 
-    async def close(self, code: int, reason: str) -> None:
-        """Close with a code and a reason, or drop a client that does not take them."""
+    async def close(self, last: Frame | None, code: int, reason: str) -> None:
+        """Send what is left and a last frame, and close; or drop a client that takes nothing.
+
+        Not while `send_all` runs.
+        """
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
-                while self._line and not self._gone:
-                    self._room.clear()
-                    await self._room.wait()
+                while self._source is not None and (more := self._source.take()):
+                    self._batch += more
+                    await self._transmit()
+                if last is not None:
+                    self._batch.append(last)
+                await self._transmit()
                 await self._websocket.close(code, reason)
         except TimeoutError:
             self.abort()
         except (WebSocketDisconnect, RuntimeError):
             pass
-        self._end()
+        self._gone = True
 
     def leave(self) -> None:
-        """The conversation is over; nothing more is sent.
+        """The client has gone.
 
-        What the client has not taken by then keeps the connection open, so it is dropped.
+        What it has not taken by then keeps the connection open, so it is dropped.
         """
-        self._end()
-        if not self._writable():
-            asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._abort)
+        self._gone = True
+        if self._source is not None:
+            self._source.close()
+        if self._wire is not None and not self._wire.is_writable():
+            asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._wire.abort)
 
     def abort(self) -> None:
         """Drop the connection at once."""
-        self._end()
-        self._abort()
+        self._gone = True
+        if self._wire is not None:
+            self._wire.abort()
 
-    async def _transmit(self, frame: str) -> None:
+    def _send_directly(self, frame: Frame) -> bool:
+        """Send what has just come, if the client keeps up: a task need not be woken for it."""
+        wire = self._wire
+        if wire is None or self._gone or self._batch or not wire.is_writable():
+            return False
+        return wire.send_messages((frame,))
+
+    async def _transmit(self) -> None:
+        """Send the batch; waits, but not for ever, while the client takes nothing."""
+        wire = self._wire
+        if wire is not None and wire.is_writable():
+            self._send_by(wire)
+            return
         try:
-            await self._websocket.send_text(frame)
+            async with asyncio.timeout(self._send_timeout):
+                if wire is not None:
+                    await wire.until_writable()
+                    self._send_by(wire)
+                else:
+                    await self._send_by_asgi()
+        except TimeoutError:
+            log.warning("client reads nothing, dropped")
+            self._metrics.count_dropped_connection("stalled")
+            self.abort()
         except (WebSocketDisconnect, RuntimeError):
             # The receive loop learns of it too and ends the connection.
-            self._end()
+            self._gone = True
 
-    def _end(self) -> None:
-        self._gone = True
-        self._line.clear()
-        self._line_bytes = 0
-        self._room.set()
+    def _send_by(self, wire: Wire) -> None:
+        batch, self._batch = self._batch, []
+        if batch and not wire.send_messages(batch):
+            self._gone = True
+
+    async def _send_by_asgi(self) -> None:
+        """Under a server that offers no wire."""
+        while self._batch:
+            frame = self._batch.pop(0)
+            if isinstance(frame, str):
+                await self._websocket.send_text(frame)
+            else:
+                await self._websocket.send_bytes(frame)
+
+
+class _Pace:
+    """How fast a client is read: beyond so many messages a second, the network holds them."""
+
+    def __init__(self, per_second: int) -> None:
+        self._rate = float(per_second)
+        self._room = self._rate
+        self._at = time.monotonic()
+
+    async def next(self) -> None:
+        now = time.monotonic()
+        self._room = min(self._rate, self._room + (now - self._at) * self._rate) - 1
+        self._at = now
+        if self._room < 0:
+            await asyncio.sleep(-self._room / self._rate)
 
 
 class Door:
@@ -145,7 +196,11 @@ class Door:
         known_kb: Callable[[str], bool],
         origins: tuple[str, ...],
         send_timeout: float,
+        messages_per_second: int,
+        metrics: Metrics,
     ) -> None:
+        self._metrics = metrics
+        self._messages_per_second = messages_per_second
         self._sessions, self._live_sessions = sessions, live_sessions
         self._known_kb = known_kb
         self._origins = origins
@@ -189,28 +244,73 @@ class Door:
         await self._empty.wait()
 
     async def _converse(self, websocket: WebSocket, session: Session, kind: type[Dialect]) -> None:
-        connection = Connection(websocket, self._send_timeout)
+        connection = Connection(websocket, self._send_timeout, self._metrics)
         live = self._live_sessions.open(session)
+        try:
+            engine = await live.engine()
+        except GpuServerError as error:
+            ended = session.ended.is_set()
+            code = protocol.CLOSE_ENDED if ended else protocol.CLOSE_SHUTDOWN
+            await connection.close(kind.refusal(live, error), code, error.code)
+            return
+        earlier = live.listener
+        dialect = earlier if earlier is not None and type(earlier) is kind else kind(live, engine)
+        assert isinstance(dialect, Dialect)
+        live.attach(connection, dialect)
+        try:
+            await self._serve(websocket, connection, dialect, live)
+        finally:
+            connection.leave()
+            live.detach(connection)
+
+    async def _serve(
+        self, websocket: WebSocket, connection: Connection, dialect: Dialect, live: LiveSession
+    ) -> None:
+        """Until the client leaves, the session ends, or another client replaces this one."""
+        session = live.session
         async with asyncio.TaskGroup() as group:
-            sending = group.create_task(connection.send_line())
+            sending = group.create_task(connection.send_all())
+            receiving = group.create_task(self._receive(websocket, connection, dialect, session))
+            over: list[asyncio.Task[Any]] = [
+                receiving,
+                group.create_task(session.ended.wait()),
+                group.create_task(connection.replaced.wait()),
+            ]
+            await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+            if session.ended.is_set():
+                await _stopped(live)
+            for task in [sending, *over]:
+                task.cancel()
+        if session.ended.is_set() or connection.replaced.is_set():
+            await _bid_farewell(connection, dialect, session)
+
+    async def _receive(
+        self, websocket: WebSocket, connection: Connection, dialect: Dialect, session: Session
+    ) -> None:
+        pace = _Pace(self._messages_per_second)
+        first = await _first(websocket, dialect)
+        if first is not None and first.get("type") == "websocket.disconnect":
+            return
+        if first is None or not dialect.is_return(first.get("text")):
+            dialect.greet(connection, self._notice(session))
+        while True:
+            message = first or await websocket.receive()
+            first = None
+            if message["type"] == "websocket.disconnect":
+                if message.get("code") in _WITHOUT_A_CLOSE:
+                    self._metrics.count_dropped_connection("lost")
+                return
+            await pace.next()
+            frame: Frame | None = message.get("text")
+            if frame is None:
+                frame = message.get("bytes") or b""
             try:
-                engine = await live.engine()
+                dialect.receive(frame, connection)
+            except SessionEnded:
+                # Expired between two sweeps; the farewell says so.
+                return
             except GpuServerError as error:
-                await connection.send(kind.refusal(live, error))
-                ended = session.ended.is_set()
-                code = protocol.CLOSE_ENDED if ended else protocol.CLOSE_SHUTDOWN
-                await connection.close(code, error.code)
-            else:
-                dialect = kind(live, engine, connection.send)
-                live.attach(dialect)
-                try:
-                    await dialect.greet(self._notice(session))
-                    await _until_over(websocket, connection, dialect, session)
-                finally:
-                    # Before the turn is stopped: its last event must not wait for this client.
-                    connection.leave()
-                    live.detach(dialect)
-            sending.cancel()
+                dialect.refuse(error)
 
     def _notice(self, session: Session) -> GpuServerError | None:
         if session.kb_id is None or self._known_kb(session.kb_id):
@@ -218,49 +318,34 @@ class Door:
         return KnowledgeBaseNotFound(kb_id=session.kb_id[:80])
 
 
-async def _until_over(
-    websocket: WebSocket, connection: Connection, dialect: Dialect, session: Session
-) -> None:
-    """Receive until the client leaves, the session ends, or another client replaces this one."""
-    async with asyncio.TaskGroup() as group:
-        tasks: list[asyncio.Task[Any]] = [
-            group.create_task(_receive(websocket, dialect)),
-            group.create_task(session.ended.wait()),
-            group.create_task(dialect.replaced.wait()),
-        ]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-        if session.ended.is_set() or dialect.replaced.is_set():
-            await _bid_farewell(connection, dialect, session)
+async def _first(websocket: WebSocket, dialect: Dialect) -> dict[str, Any] | None:
+    """The first message of a client that may be returning; None if it says nothing at once."""
+    if not dialect.returning:
+        return None
+    try:
+        async with asyncio.timeout(_RETURN_SECONDS):
+            return dict(await websocket.receive())
+    except TimeoutError:
+        return None
 
 
-async def _receive(websocket: WebSocket, dialect: Dialect) -> None:
-    while True:
-        message = await websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            return
-        try:
-            frame = message.get("text")
-            if frame is None:
-                raise MessageInvalid(problem="binary frames are not used here, send JSON text")
-            await dialect.receive(frame)
-        except SessionEnded:
-            # Expired between two sweeps; the farewell says so.
-            return
-        except GpuServerError as error:
-            await dialect.refuse(error)
+async def _stopped(live: LiveSession) -> None:
+    """Wait for the running turn's own ending, which comes before the session's."""
+    try:
+        async with asyncio.timeout(_STOP_SECONDS):
+            await live.stopped.wait()
+    except TimeoutError:
+        log.warning("turn does not stop", session=live.session.id)
 
 
 async def _bid_farewell(connection: Connection, dialect: Dialect, session: Session) -> None:
     if session.end_reason is None:
-        await dialect.end(Replaced())
-        await connection.close(protocol.CLOSE_REPLACED, "replaced")
+        await connection.close(dialect.farewell(Replaced()), protocol.CLOSE_REPLACED, "replaced")
         return
-    await dialect.end(SessionEnded(reason=session.end_reason))
+    last = dialect.farewell(SessionEnded(reason=session.end_reason))
     shutdown = session.end_reason is EndReason.SHUTDOWN
     code = protocol.CLOSE_SHUTDOWN if shutdown else protocol.CLOSE_ENDED
-    await connection.close(code, session.end_reason)
+    await connection.close(last, code, session.end_reason)
 
 
 def _token(websocket: WebSocket, offered: list[str]) -> str:

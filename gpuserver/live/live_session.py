@@ -1,94 +1,71 @@
-"""A session being served: its engine's lease, its conversation, its questions in order."""
+"""A session being served: its engine's lease, its questions, its microphone."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gpuserver.errors import (
-    Busy,
-    EngineFailed,
-    GpuServerError,
-    Replaced,
-    SessionEnded,
-    TextEmpty,
-    TextTooLong,
-)
+from gpuserver.errors import EngineFailed, GpuServerError, Replaced, SessionEnded
+from gpuserver.live.answering import Answering, Limits, Listener
+from gpuserver.live.barge_in import BargeIn, BargeInRules
+from gpuserver.live.dialogue import Dialogue, Manner
+from gpuserver.live.endpointing import Endpointing
+from gpuserver.live.listening import Listening
+from gpuserver.metrics import Metrics
 from gpuserver.observability import get_logger
 from gpuserver.sessions.session_manager import Session, SessionManager
 from gpuserver.tutor.ai_engine import AIEngine, Engines
-from gpuserver.tutor.conversation import Conversation
-from gpuserver.tutor.events import Event
-from gpuserver.tutor.turn import Question, Turn
+from gpuserver.tutor.turn import Question
 
 log = get_logger(__name__)
 
 
-class Listener(Protocol):
-    """A connected client, which hears the session's events in its own dialect."""
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What every live session of a server goes by."""
 
-    def write(self, turn_id: str, event: Event) -> Coroutine[Any, Any, None]:
-        """Tell of an event; waits while the client reads too slowly."""
-        ...
+    limits: Limits
+    endpointing: Endpointing
+    barge_in: BargeInRules
+
+
+class Client(Protocol):
+    """A connected socket."""
 
     def replace(self) -> None:
-        """Another client has taken the session over."""
+        """Another one has taken the session over."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one student may ask of the server."""
-
-    text_chars: int
-    audio_seconds: int
-    message_bytes: int
-    waiting_questions: int
-    history_turns: int
-    turn_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _TurnSink:
-    """Binds a turn to the client that asked, so that nothing stale reaches another one."""
-
-    listener: Listener
-    turn_id: str
-
-    def write(self, event: Event) -> Coroutine[Any, Any, None]:
-        return self.listener.write(self.turn_id, event)
-
-
-@dataclass(slots=True, eq=False)
-class _Asked:
-    """A question in line. One that is dropped has its turn too: one without an answer."""
-
-    turn_id: str
-    question: Question
-    listener: Listener
-    arrived: float = field(default_factory=time.monotonic)
-    dropped: bool = False
 
 
 class LiveSession:
     """One student's session with one engine. It outlives a socket: the conversation stays."""
 
-    def __init__(self, session: Session, manager: SessionManager, limits: Limits) -> None:
+    def __init__(
+        self,
+        session: Session,
+        manager: SessionManager,
+        rules: Rules,
+        metrics: Metrics,
+    ) -> None:
         self.session = session
+        self.metrics = metrics
+        self.limits = rules.limits
+        self.stopped = asyncio.Event()
+        """Set once the session has ended and nothing of it runs any more."""
         self._manager = manager
-        self.limits = limits
-        self._conversation = Conversation(limits.history_turns)
+        self._rules = rules
+        self._answering = Answering(session, manager, rules.limits, metrics)
         self._engine: asyncio.Future[AIEngine] = asyncio.get_running_loop().create_future()
-        self._waiting: deque[_Asked] = deque()
-        self._wake = asyncio.Event()
-        self._running: tuple[str, asyncio.Task[None]] | None = None
+        self._group: asyncio.TaskGroup | None = None
         self._listener: Listener | None = None
-        self._turns = 0
+        self._client: Client | None = None
+        self._away: asyncio.TimerHandle | None = None
+        self._manner = Manner("en")
+        self._dialogue: Dialogue | None = None
+        self._listening: Listening | None = None
 
     async def engine(self) -> AIEngine:
         """The engine, once it is built. Raises what its build raised, and SessionEnded."""
@@ -102,18 +79,49 @@ class LiveSession:
             raise SessionEnded(reason=self.session.end_reason)
         return self._engine.result()
 
-    def attach(self, listener: Listener) -> None:
-        """Serve this client from now on; an earlier one is told and its turn stops."""
-        earlier, self._listener = self._listener, listener
-        if earlier is not None:
-            self.interrupt()
-            earlier.replace()
+    # Who listens
 
-    def detach(self, listener: Listener) -> None:
-        """The client has gone: stop working for it."""
-        if self._listener is listener:
-            self._listener = None
-            self.interrupt()
+    @property
+    def listener(self) -> Listener | None:
+        """What speaks with the client; one that lasts is used again by the next client."""
+        return self._listener
+
+    def attach(self, client: Client, listener: Listener) -> None:
+        """Serve this client from now on, through this listener; an earlier client is told.
+
+        A client that comes back to a listener that lasts finds its answer going on; otherwise the
+        running answer stops.
+        """
+        self._stop_waiting()
+        earlier, self._client = self._client, client
+        if listener is not self._listener:
+            if self._listener is not None:
+                self._answering.interrupt()
+            self._listener = listener
+        if earlier is not None:
+            earlier.replace()
+        if listener.lasting:
+            self._answering.end_lost_turns(listener)
+
+    def detach(self, client: Client) -> None:
+        """The client has gone: go on for a while if it may come back, stop otherwise."""
+        if self._client is not client:
+            return
+        self._client = None
+        self._close_microphone()
+        if self._listener is None or not self._listener.lasting:
+            self._answering.interrupt()
+        elif not self.session.ended.is_set():
+            loop = asyncio.get_running_loop()
+            self._away = loop.call_later(self.limits.resume_seconds, self._answering.interrupt)
+
+    # What the student does
+
+    def check_alive(self) -> None:
+        """Note activity. Raises SessionEnded."""
+        if not self._manager.is_live(self.session):
+            raise SessionEnded(reason=self.session.end_reason)
+        self._manager.touch(self.session)
 
     def ask(self, question: Question, listener: Listener) -> str:
         """Put a question in line; returns its turn's id.
@@ -124,99 +132,127 @@ class LiveSession:
         self.check_alive()
         if listener is not self._listener:
             raise Replaced
-        if question.clip is None:
-            if not question.text.strip():
-                raise TextEmpty
-            if len(question.text) > self.limits.text_chars:
-                raise TextTooLong(limit=self.limits.text_chars)
-        if sum(not asked.dropped for asked in self._waiting) >= self.limits.waiting_questions:
-            raise Busy(limit=self.limits.waiting_questions)
-        self._turns += 1
-        turn_id = f"t{self._turns}"
-        self._waiting.append(_Asked(turn_id, question, listener))
-        self._wake.set()
-        return turn_id
-
-    def check_alive(self) -> None:
-        """Note activity. Raises SessionEnded."""
-        if not self._manager.is_live(self.session):
-            raise SessionEnded(reason=self.session.end_reason)
-        self._manager.touch(self.session)
+        return self._answering.ask(question, listener)
 
     def interrupt(self, turn_id: str | None = None) -> None:
-        """Stop the running turn (if it is the named one) and drop what waits behind it.
+        """Stop the running turn (if it is the named one) and drop what waits behind it."""
+        self._answering.interrupt(turn_id)
 
-        Every one of them ends as interrupted, in order.
-        """
-        if turn_id is None or (self._running is not None and self._running[0] == turn_id):
-            for asked in self._waiting:
-                asked.dropped = True
-            if self._running is not None:
-                self._running[1].cancel()
+    def heard(self, turn_id: str, ms: int) -> None:
+        """The client has played so much of a turn's speech."""
+        self._answering.heard(turn_id, ms)
+
+    def rate(self, turn_id: str, rating: int, comment: str) -> None:
+        """Keep what the student thinks of an answer. Raises TurnUnknown."""
+        self._manager.rate(self.session, turn_id, rating, comment)
+
+    def adopt(self, manner: Manner) -> None:
+        """Speak and listen in this manner from now on."""
+        self._manner = manner
+        if self._listening is not None:
+            self._tune(self._listening)
+
+    # The open microphone
+
+    @property
+    def microphone(self) -> Listening:
+        """What listens to the student; opened when first asked for. Raises SessionEnded."""
+        if not self._manager.is_live(self.session):
+            raise SessionEnded(reason=self.session.end_reason)
+        if self._listening is None:
+            self._listening = self._open_microphone()
+        return self._listening
+
+    @property
+    def has_microphone(self) -> bool:
+        return self._listening is not None and self._client is not None
+
+    def _open_microphone(self) -> Listening:
+        if self._group is None or self._listener is None:
+            raise RuntimeError("a microphone without a client")
+        self._dialogue = Dialogue(
+            self._answering, self._listens, lambda: self._manner, BargeIn(self._rules.barge_in)
+        )
+        listening = Listening(
+            self._engine.result(),
+            self._rules.endpointing,
+            self._dialogue,
+            language=self._manner.language,
+        )
+        self._tune(listening)
+        self._group.create_task(listening.run())
+        return listening
+
+    def _tune(self, listening: Listening) -> None:
+        manner = self._manner
+        listening.language, listening.manual = manner.language, manner.manual
+        listening.configure(manner.encoding, manner.sample_rate)
+
+    def _close_microphone(self) -> None:
+        if self._listening is not None and self._dialogue is not None:
+            self._listening.clear()
+            self._dialogue.leave()
+
+    def _listens(self) -> Listener:
+        assert self._listener is not None
+        return self._listener
+
+    # The work
 
     async def keep(self, engines: Callable[[], Engines]) -> None:
         """Hold the engine and answer until the session ends. One call, by one owner."""
         try:
-            async with engines().lease(self.session.tutor_id) as engine:
+            async with (
+                engines().lease(self.session.tutor_id) as engine,
+                asyncio.TaskGroup() as self._group,
+            ):
+                work = self._group.create_task(self._answering.run(engine))
                 self._engine.set_result(engine)
-                async with asyncio.TaskGroup() as group:
-                    work = group.create_task(self._answer_all(engine))
-                    await self.session.ended.wait()
-                    work.cancel()
+                await self.session.ended.wait()
+                work.cancel()
+                self._stop_waiting()
+                if self._listening is not None:
+                    self._listening.close()
         except GpuServerError as error:
             log.error("no engine", session=self.session.id, code=error.code, reason=str(error))
-            self._engine.set_exception(error)
+            if not self._engine.done():
+                self._engine.set_exception(error)
         finally:
             if not self._engine.done():
                 self._engine.set_exception(EngineFailed(engine="tutor"))
             # Whoever waits gets it; nobody may be waiting any more.
             self._engine.exception()
+            self.stopped.set()
 
-    async def _answer_all(self, engine: AIEngine) -> None:
-        while True:
-            await self._wake.wait()
-            while self._waiting:
-                await self._answer(engine, self._waiting.popleft())
-            self._wake.clear()
-
-    async def _answer(self, engine: AIEngine, asked: _Asked) -> None:
-        turn = Turn(
-            engine,
-            self._conversation,
-            asked.question,
-            _TurnSink(asked.listener, asked.turn_id),
-            kb_id=self.session.kb_id,
-            timeout=self.limits.turn_seconds,
-            max_audio_seconds=self.limits.audio_seconds,
-            arrived=asked.arrived,
-        )
-        try:
-            with self._manager.in_use(self.session):
-                if not asked.dropped:
-                    async with asyncio.TaskGroup() as group:
-                        self._running = (asked.turn_id, group.create_task(turn.run()))
-                if not turn.began:
-                    await turn.skip()
-        # The top of a turn: it has told the student by itself; one bug must not end the session.
-        except Exception:
-            log.exception("turn failed", session=self.session.id, turn=asked.turn_id)
-        finally:
-            self._running = None
+    def _stop_waiting(self) -> None:
+        if self._away is not None:
+            self._away.cancel()
+            self._away = None
 
 
 class LiveSessions:
     """The sessions being served, each by a task that this object's owner runs."""
 
     def __init__(
-        self, engines: Callable[[], Engines], manager: SessionManager, limits: Limits
+        self,
+        engines: Callable[[], Engines],
+        manager: SessionManager,
+        rules: Rules,
+        metrics: Metrics,
     ) -> None:
         """`engines` is asked when a session is opened: it may still be loading before that."""
-        self._engines, self._manager, self._limits = engines, manager, limits
+        self._engines, self._manager = engines, manager
+        self._rules, self._metrics = rules, metrics
         self._live: dict[str, LiveSession] = {}
         self._group: asyncio.TaskGroup | None = None
 
     def __len__(self) -> int:
         return len(self._live)
+
+    @property
+    def microphones(self) -> int:
+        """How many students' microphones have been opened."""
+        return sum(live.has_microphone for live in self._live.values())
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -233,7 +269,9 @@ class LiveSessions:
         if live is None:
             if self._group is None:
                 raise RuntimeError("LiveSessions.open outside `running`")
-            live = self._live[session.id] = LiveSession(session, self._manager, self._limits)
+            live = self._live[session.id] = LiveSession(
+                session, self._manager, self._rules, self._metrics
+            )
             self._group.create_task(self._keep(live))
         return live
 

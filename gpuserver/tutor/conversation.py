@@ -27,11 +27,15 @@ _OWN_WORDS: Final[dict[Language, int]] = {"en": 3, "zh": 6}
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One question and its answer; `topic` is what it was about, `""` when nothing was found."""
+    """One question and its answer; `topic` is what it was about, `""` when nothing was found.
+
+    Of an answer that was `interrupted`, only what the student heard.
+    """
 
     question: str
     answer: str
     topic: str = ""
+    interrupted: bool = False
 
 
 class Conversation:
@@ -48,6 +52,13 @@ class Conversation:
 
     def add(self, exchange: Exchange) -> None:
         self._exchanges.append(exchange)
+
+    def amend(self, before: Exchange, after: Exchange) -> bool:
+        """Correct the last exchange; False if another has followed it."""
+        if not self._exchanges or self._exchanges[-1] is not before:
+            return False
+        self._exchanges[-1] = after
+        return True
 
     def whole_question(self, question: str, language: Language) -> str:
         """The question made whole: a follow-up carries the topic it refers to.

@@ -12,7 +12,9 @@ from gpuserver.providers import Passage, Speech, Transcript
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The first event of every turn."""
+    """The first event of every turn; `question` is what was typed, "" for a spoken one."""
+
+    question: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class TextDone:
-    """The whole answer: all its deltas put together."""
+    """The whole answer, all its deltas put together, as soon as it is written."""
 
     text: str
 
@@ -54,19 +56,25 @@ class SpeechChunk:
     def start_ms(self) -> int:
         return self.offset * 1000 // self.speech.sample_rate
 
+    @property
+    def end_ms(self) -> int:
+        return (self.offset + len(self.speech.pcm) // 2) * 1000 // self.speech.sample_rate
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:
     """The last event of every turn, whatever happened.
 
-    `timeline` gives, for each stage reached, milliseconds since the question came in.
-    `error` is there when the turn failed.
+    `timeline` gives, for each stage reached, milliseconds since the question came in, or since
+    the end of its speech. `error` is there when the turn failed. `heard` is the part of an
+    interrupted answer that stays in the history, None for one that was not interrupted.
     """
 
     status: Literal["completed", "interrupted", "failed"]
     timeline: Mapping[str, int]
     usage: Mapping[str, int]
     error: GpuServerError | None = None
+    heard: str | None = None
 
 
 Event = Started | Recognised | Sources | TextDelta | TextDone | SpeechChunk | Ended

@@ -26,6 +26,10 @@ _NONE: Final[dict[Language, str]] = {
     "en": "(The course has no passage on this.)",
     "zh": "（课程中没有相关段落。）",
 }
+_INTERRUPTED: Final[dict[Language, str]] = {
+    "en": "[The student interrupted here and heard no more of this answer.]",
+    "zh": "[学生在这里打断了，后面的内容没有听到。]",
+}
 
 
 def messages(
@@ -43,13 +47,20 @@ def messages(
     out = [Message("system", f"{persona}\n\n{_RULES[language]}".strip())]
     for exchange in history:
         out.append(Message("user", exchange.question))
-        out.append(Message("assistant", exchange.answer))
+        out.append(Message("assistant", _answer(exchange, language)))
     quoted = "\n\n".join(
         f"[{n}] {_plain(p.heading)}\n{_plain(p.text)}" for n, p in enumerate(passages, 1)
     )
     course = f"<passages>\n{quoted or _NONE[language]}\n</passages>"
     out.append(Message("user", f"{course}\n\n{question}"))
     return out
+
+
+def _answer(exchange: Exchange, language: Language) -> str:
+    """What the student heard of an answer; the model is told where it was cut."""
+    if not exchange.interrupted:
+        return exchange.answer
+    return f"{exchange.answer.rstrip()} … {_INTERRUPTED[language]}".strip()
 
 
 def _plain(text: str) -> str:

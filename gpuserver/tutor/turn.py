@@ -3,46 +3,87 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from gpuserver.errors import EngineFailed, GpuServerError, TurnTimeout, known_cause
+from gpuserver.config import Settings
+from gpuserver.errors import (
+    AnswerTooLong,
+    EngineFailed,
+    GpuServerError,
+    TurnTimeout,
+    known_cause,
+)
 from gpuserver.language import Language, detect
 from gpuserver.observability import get_logger
-from gpuserver.providers import Passage, Request
+from gpuserver.providers import Passage, Request, Speech, Transcript
 from gpuserver.smalltalk import is_small_talk
 from gpuserver.tutor import events, prompts
 from gpuserver.tutor.ai_engine import AIEngine
 from gpuserver.tutor.conversation import Conversation, Exchange
 from gpuserver.tutor.sentences import Clauses, speakable
+from gpuserver.tutor.spoken import Spoken
+from gpuserver.tutor.watchdog import Watchdog
 
 log = get_logger(__name__)
 
-_CLAUSES_AHEAD: Final = 32
-"""Clauses the model may write ahead of the voice before it is made to wait."""
+_BURST: Final = 64
+"""Deltas of one model before everybody else gets a turn: a burst of them waits for nothing."""
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a student asks: typed text, or a whole recording; `speak` asks for a spoken answer.
+    """What a student asks: typed text, a whole recording, or words heard by an open microphone.
 
-    `language` is the one expected where the words don't show it, and the one listened for.
+    `language` is the one expected where the words don't show it, and the one listened for; `speak`
+    asks for a spoken answer.
     """
 
     language: Language
     text: str = ""
     clip: bytes | None = None
+    transcript: Transcript | None = None
     speak: bool = False
+
+    @property
+    def is_voice(self) -> bool:
+        return self.clip is not None or self.transcript is not None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnLimits:
+    """How long a turn may take, in seconds, and how much may be said in it.
+
+    `turn_seconds` bounds understanding and writing; speaking takes as long as it takes.
+    """
+
+    turn_seconds: float
+    first_token_seconds: float
+    token_seconds: float
+    audio_seconds: float
+    answer_chars: int
+
+
+def limits_of(settings: Settings) -> TurnLimits:
+    return TurnLimits(
+        turn_seconds=settings.turn_timeout_seconds,
+        first_token_seconds=settings.first_token_timeout_seconds,
+        token_seconds=settings.token_timeout_seconds,
+        audio_seconds=settings.max_audio_seconds,
+        answer_chars=settings.max_answer_chars,
+    )
 
 
 class Turn:
     """One question being answered by one engine. Cancel the task that runs it to interrupt.
 
-    Stages run side by side, joined by a bounded queue: the first clause is spoken while the model
-    still writes. `clock` is monotonic, in seconds; `arrived` is when the question came in, on it.
+    Stages run side by side: the first clause is spoken while the model still writes. `clock` is
+    monotonic, in seconds; `arrived` is when the question came in, or its speech ended, on it.
     """
 
     def __init__(
@@ -53,24 +94,33 @@ class Turn:
         sink: events.Sink,
         *,
         kb_id: str | None,
-        timeout: float,
-        max_audio_seconds: float,
+        limits: TurnLimits,
         arrived: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        ahead: bool = False,
     ) -> None:
+        """`ahead`: begun before the student had surely finished; `commit` makes it count."""
         self._engine, self._conversation = engine, conversation
         self._question, self._sink = question, sink
-        self._kb_id, self._timeout = kb_id, timeout
-        self._max_audio_seconds = max_audio_seconds
+        self._kb_id, self._limits = kb_id, limits
         self._clock = clock
         self.began = False
         """Whether `run` has begun; a task that is cancelled at once never enters it."""
+        self.spoken = Spoken()
         self._arrived = clock() if arrived is None else arrived
         self._timeline: dict[str, int] = {}
         self._asked = question.text
         self._written: list[str] = []
+        self._written_chars = 0
         self._spoken_samples = 0
+        self._heard_ms = 0
         self._topic = ""
+        self._exchange: Exchange | None = None
+        self._counts = not ahead
+        self._half = ""
+        self._odd = b""
+        self._sample_rate = 1
+        self._speaks = False
 
     async def run(self) -> None:
         """Answer, and write exactly one `Ended`; cancelled, it does so too before it stops."""
@@ -78,12 +128,9 @@ class Turn:
         status: Literal["completed", "interrupted", "failed"] = "failed"
         error: GpuServerError | None = EngineFailed(engine="tutor")
         try:
-            await self._sink.write(events.Started())
-            async with asyncio.timeout(self._timeout):
-                await self._answer()
+            await self._sink.write(events.Started(self._question.text))
+            await self._answer()
             status, error = "completed", None
-        except TimeoutError:
-            error = TurnTimeout(limit=round(self._timeout))
         except asyncio.CancelledError:
             status, error = "interrupted", None
             raise
@@ -92,98 +139,211 @@ class Turn:
         except GpuServerError as known:
             error = known
         finally:
-            self._remember()
-            self._mark("done")
-            await self._sink.write(events.Ended(status, self._timeline, self._usage(), error))
+            heard = self._remember(interrupted=status == "interrupted")
+            self.mark("done")
+            await self._sink.write(
+                events.Ended(status, self._timeline, self._usage(), error, heard)
+            )
 
     async def skip(self) -> None:
         """Write the turn of a question that was dropped before its answer began."""
-        await self._sink.write(events.Started())
-        self._mark("done")
-        await self._sink.write(events.Ended("interrupted", self._timeline, self._usage()))
+        await self._sink.write(events.Started(self._question.text))
+        self.mark("done")
+        await self._sink.write(events.Ended("interrupted", self._timeline, self._usage(), None, ""))
+
+    def commit(self) -> None:
+        """The student has finished: from here on the turn counts, and enters the history."""
+        self._counts = True
+        self.mark("commit")
+        if "first_audio" in self._timeline:
+            # It was made ahead and is sent now.
+            self._timeline["first_audio"] = self._timeline["commit"]
+
+    def heard(self, ms: int, *, reported: bool) -> bool:
+        """The student has heard so much of the speech, by report or by the clock; True if that
+        corrects the history."""
+        if reported and ms > 0 and "first_playback" not in self._timeline:
+            self._timeline["first_playback"] = max(0, self._since() - ms)
+        self._heard_ms = ms
+        before = self._exchange
+        if before is None or not before.interrupted:
+            return False
+        after = replace(before, answer=self._heard_text())
+        if after == before or not self._conversation.amend(before, after):
+            return False
+        self._exchange = after
+        return True
+
+    def mark(self, stage: str) -> None:
+        """Note when a stage was first reached."""
+        if stage not in self._timeline:
+            self._timeline[stage] = self._since()
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """What has entered the history, once the turn has ended."""
+        return self._exchange
 
     async def _answer(self) -> None:
-        language = self._question.language
-        if self._question.clip is not None:
+        # Speaking is not under the deadline: it takes as long as the answer is.
+        async with asyncio.TaskGroup() as stages:
+            try:
+                async with asyncio.timeout(self._limits.turn_seconds):
+                    request = await self._understand()
+                    await self._write(request, self._voice(stages, request.language))
+            except TimeoutError:
+                raise TurnTimeout(limit=round(self._limits.turn_seconds)) from None
+
+    async def _understand(self) -> Request:
+        """The question as words, with the passages that answer it."""
+        question, language = self._question, self._question.language
+        transcript = question.transcript
+        if question.clip is not None:
             transcript = await self._engine.recognise(
-                self._question.clip, language, self._max_audio_seconds
+                question.clip, language, self._limits.audio_seconds
             )
+        if transcript is not None:
             self._asked = transcript.text
-            self._mark("transcript")
+            self.mark("transcript")
             await self._sink.write(events.Recognised(transcript))
         language = detect(self._asked, language)
         whole = self._conversation.whole_question(self._asked, language)
         passages = await self._retrieve(whole, language)
-        request = Request(
-            prompts.messages(
-                self._engine.tutor.persona, self._conversation, passages, self._asked, language
-            ),
-            whole,
-            passages,
-            language,
-        )
-        await self._write_and_speak(request)
-        await self._sink.write(events.TextDone("".join(self._written)))
+        persona = self._engine.tutor.persona
+        messages = prompts.messages(persona, self._conversation, passages, self._asked, language)
+        return Request(messages, whole, passages, language)
 
     async def _retrieve(self, question: str, language: Language) -> list[Passage]:
         if is_small_talk(question, language):
             return []
         passages = await self._engine.retrieve(question, language, self._kb_id)
-        self._mark("passages")
+        self.mark("passages")
         if passages:
             self._topic = passages[0].heading
             await self._sink.write(events.Sources(passages))
         return passages
 
-    async def _write_and_speak(self, request: Request) -> None:
-        clauses: asyncio.Queue[str | None] | None = None
-        async with asyncio.TaskGroup() as stages:
-            if self._question.speak and request.language in self._engine.speaks:
-                clauses = asyncio.Queue(_CLAUSES_AHEAD)
-                stages.create_task(self._speak(clauses, request.language))
-            await self._write(request, clauses)
+    def _voice(
+        self, stages: asyncio.TaskGroup, language: Language
+    ) -> asyncio.Queue[str | None] | None:
+        """The line of clauses to a voice that speaks them; None for an answer in writing only."""
+        self._speaks = self._question.speak and language in self._engine.speaks
+        if not self._speaks:
+            return None
+        # The answer's length bounds it. A model that had to wait for its paced speech would hold
+        # its place in the engine's batch for minutes.
+        clauses: asyncio.Queue[str | None] = asyncio.Queue()
+        stages.create_task(self._speak(clauses, language))
+        return clauses
 
     async def _write(self, request: Request, clauses: asyncio.Queue[str | None] | None) -> None:
         """Text deltas to the sink and, clause by clause, to the voice."""
         splitter = Clauses() if clauses is not None else None
-        async with aclosing(self._engine.generate(request)) as deltas:
+        limits = self._limits
+        count = 0
+        async with Watchdog("llm") as watchdog, aclosing(self._engine.generate(request)) as deltas:
+            watchdog.expect(limits.first_token_seconds)
             async for delta in deltas:
-                self._mark("first_token")
-                self._written.append(delta.text)
-                await self._sink.write(events.TextDelta(delta.text))
+                watchdog.relax()
+                text = self._take(delta.text)
+                if text:
+                    await self._sink.write(events.TextDelta(text))
                 if splitter is not None and clauses is not None:
-                    for clause in splitter.feed(delta.text):
-                        self._mark("first_clause")
-                        await clauses.put(clause)
+                    for clause in splitter.feed(text):
+                        self.mark("first_clause")
+                        clauses.put_nowait(clause)
+                count += 1
+                if count % _BURST == 0:
+                    await asyncio.sleep(0)
+                watchdog.expect(limits.token_seconds)
         if splitter is not None and clauses is not None:
             for clause in splitter.flush():
-                self._mark("first_clause")
-                await clauses.put(clause)
-            await clauses.put(None)
+                self.mark("first_clause")
+                clauses.put_nowait(clause)
+            clauses.put_nowait(None)
+        await self._sink.write(events.TextDone("".join(self._written)))
+
+    def _take(self, text: str) -> str:
+        """What the model wrote, counted, and never half a character. Raises AnswerTooLong."""
+        if not self._written:
+            self.mark("first_token")
+        if self._half or not text.isascii():
+            text, self._half = _whole_characters(self._half + text)
+        self._written_chars += len(text)
+        if self._written_chars > self._limits.answer_chars:
+            raise AnswerTooLong(limit=self._limits.answer_chars)
+        self._written.append(text)
+        return text
 
     async def _speak(self, clauses: asyncio.Queue[str | None], language: Language) -> None:
+        limit = self._limits.token_seconds
         while (clause := await clauses.get()) is not None:
+            self.spoken.begin(clause, self._spoken_ms)
             words = speakable(clause, language)
             if not words:
                 continue
-            async with aclosing(self._engine.speak(words, language)) as chunks:
+            self._odd = b""
+            speaking = self._engine.speak(words, language)
+            async with Watchdog("tts") as watchdog, aclosing(speaking) as chunks:
+                watchdog.expect(limit)
                 async for speech in chunks:
-                    self._mark("first_audio")
-                    await self._sink.write(events.SpeechChunk(speech, self._spoken_samples))
-                    self._spoken_samples += len(speech.pcm) // 2
+                    watchdog.relax()
+                    await self._utter(self._whole_samples(speech))
+                    watchdog.expect(limit)
 
-    def _mark(self, stage: str) -> None:
-        if stage not in self._timeline:
-            self._timeline[stage] = round((self._clock() - self._arrived) * 1000)
+    def _whole_samples(self, speech: Speech) -> Speech:
+        """Speech that was cut within a sample, put together. Raises EngineFailed."""
+        if speech.sample_rate != self._engine.sample_rate:
+            # The clock of the speech would be wrong from here on, and so would what is heard.
+            raise EngineFailed(engine="tts")
+        if not self._odd and not len(speech.pcm) % 2:
+            return speech
+        pcm = self._odd + speech.pcm
+        whole = len(pcm) & ~1
+        self._odd = pcm[whole:]
+        return replace(speech, pcm=pcm[:whole])
+
+    async def _utter(self, speech: Speech) -> None:
+        if not speech.pcm:
+            return
+        self.mark("first_audio")
+        chunk = events.SpeechChunk(speech, self._spoken_samples)
+        self._spoken_samples += len(speech.pcm) // 2
+        self._sample_rate = speech.sample_rate
+        self.spoken.add(speech.words, chunk.start_ms, self._spoken_ms)
+        await self._sink.write(chunk)
+
+    @property
+    def _spoken_ms(self) -> int:
+        return self._spoken_samples * 1000 // self._sample_rate
+
+    def _since(self) -> int:
+        """Milliseconds since the question, for people to read."""
+        return max(0, round((self._clock() - self._arrived) * 1000))
 
     def _usage(self) -> dict[str, int]:
-        return {
-            "text_chars": sum(map(len, self._written)),
-            "speech_samples": self._spoken_samples,
-        }
+        return {"text_chars": self._written_chars, "speech_samples": self._spoken_samples}
 
-    def _remember(self) -> None:
+    def _heard_text(self) -> str:
+        """What the student has of the answer: what was heard, or read where there is no voice."""
+        if self._speaks:
+            return self.spoken.until(self._heard_ms)
+        return "".join(self._written)
+
+    def _remember(self, *, interrupted: bool) -> str | None:
         """What was said enters the history, also when the answer was cut short."""
-        if self._asked and self._written:
-            answer = "".join(self._written)
-            self._conversation.add(Exchange(self._asked, answer, self._topic))
+        heard = self._heard_text() if interrupted else None
+        if self._asked and (self._written or interrupted) and self._counts:
+            answer = "".join(self._written) if heard is None else heard
+            self._exchange = Exchange(self._asked, answer, self._topic, interrupted)
+            self._conversation.add(self._exchange)
+        return heard
+
+
+def _whole_characters(text: str) -> tuple[str, str]:
+    """Text without lone surrogates, and the half of a character that the next delta completes."""
+    if not _SURROGATE.search(text):
+        return text, ""
+    half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
+    whole = text[: len(text) - len(half)].encode("utf-16-le", "surrogatepass")
+    return whole.decode("utf-16-le", "replace"), half
