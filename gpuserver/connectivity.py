@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import importlib.resources
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import httpx2
 from websockets.exceptions import InvalidStatus, WebSocketException
 
-from gpuserver.client import Management, Ticket, converse
+from gpuserver.audio import decode
+from gpuserver.client import LiveConversation, Management, SessionOver, Ticket, converse
 
 _ANSWER_SECONDS: Final = 60.0
+_Events = AsyncIterator[dict[str, Any]]
 _QUESTION: Final = "What is a list?"
+_SILENCE_SECONDS: Final = 3.0
+"""After a spoken question: more than the longest wait for its end."""
+_SPOKEN_SECONDS: Final = 15.0
+"""To say the question, find its end and recognise it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,8 @@ async def _run(name: str, probe: Awaitable[str]) -> Result:
         return Result(name, False, failure.detail, failure.fix)
     except _Off as off:
         return Result(name, None, str(off))
+    except SessionOver as over:
+        return Result(name, False, f"the session ended: {over}", "look at the server's log")
     except (ValueError, KeyError, TypeError):
         return Result(name, False, "the answer is not gpuserver's", "is this the right address?")
     except TimeoutError:
@@ -157,14 +166,114 @@ async def _audio(ticket: Ticket) -> str:
 
 
 async def _streaming(ticket: Ticket) -> str:
-    async with converse(ticket) as socket:
-        await socket.until("session.ready")
-        await socket.text(_QUESTION)
-        messages = await socket.turn()
-        if messages[-1]["status"] != "completed":
-            raise _Failed(f"the turn {messages[-1]['status']}", "look at the server's log")
-        timeline = messages[-1]["timeline"]
-        return ", ".join(f"{stage} {ms} ms" for stage, ms in timeline.items())
+    async with LiveConversation(ticket) as live:
+        events = live.events()
+        await _next(events, "session.ready")
+        await live.text(_QUESTION)
+        seen = await _cut_short(live, events)
+        return ", ".join(f"{stage} {ms} ms" for stage, ms in seen["turn.done"]["timeline"].items())
+
+
+async def _live_voice(ticket: Ticket) -> str:
+    async with LiveConversation(ticket) as live:
+        events = live.events()
+        ready = await _next(events, "session.ready")
+        tutor = ready["tutor"]
+        if tutor["language"] not in tutor["listens"]:
+            raise _Off(f"speech is not recognised (set {tutor['missing_speech']})")
+        microphone = {"encoding": "pcm16", "sample_rate": 16_000}
+        await live.update(input_audio_format=microphone, turn_detection="server")
+        clip = await asyncio.to_thread(decode, spoken_question(), _ANSWER_SECONDS)
+        pcm = clip.samples.astype("<i2").tobytes()
+        speaking = asyncio.create_task(live.speak(pcm, silence=_SILENCE_SECONDS))
+        try:
+            heard, done = await _spoken_turn(live, events)
+        finally:
+            speaking.cancel()
+            await asyncio.gather(speaking, return_exceptions=True)
+        timeline = done["timeline"]
+        first = timeline.get("first_audio")
+        sound = "no sound: speech is switched off" if first is None else f"first sound {first} ms"
+        return f"heard {heard!r} from the open microphone, {sound}"
+
+
+async def _spoken_turn(live: LiveConversation, events: _Events) -> tuple[str, dict[str, Any]]:
+    """The words that were recognised, and the end of the turn they began."""
+    try:
+        async with asyncio.timeout(_SPOKEN_SECONDS):
+            heard = await _next(events, "transcription", "error")
+    except TimeoutError:
+        raise _Failed("the question was not heard", "look at the server's log") from None
+    _no_error(heard)
+    seen = await _cut_short(live, events)
+    return heard["content"], seen["turn.done"]
+
+
+async def _resume(ticket: Ticket) -> str:
+    async with LiveConversation(ticket) as live:
+        events = live.events()
+        await _next(events, "session.ready")
+        await live.text(_QUESTION)
+        written = (await _next(events, "text.delta"))["content"]
+        await live.drop()
+        seen = await _cut_short(live, events)
+        # Without a voice, the whole answer may have arrived before the line broke.
+        back = seen.get("session.ready") or await _next(events, "session.ready")
+        if not back["resumed"]:
+            raise _Failed("the server no longer knew the answer", "is RESUME_GRACE_SECONDS 0?")
+        if written + seen.get("text.delta", {}).get("content", "") != seen["text"]["content"]:
+            raise _Failed("the answer came back with a gap", "this is a bug: report it")
+        return "the line dropped within an answer, every message came once"
+
+
+async def _interrupt(ticket: Ticket) -> str:
+    async with LiveConversation(ticket) as live:
+        events = live.events()
+        ready = await _next(events, "session.ready")
+        await live.text(_QUESTION)
+        turn = await _next(events, "turn.started")
+        if ready["audio"]["sample_rate"]:
+            await _next(events, "audio.delta")
+        asked = time.monotonic()
+        await live.interrupt(turn["turn_id"])
+        done = await _next(events, "turn.done")
+        if done["status"] == "completed" and not ready["audio"]["sample_rate"]:
+            raise _Off("without a voice the answer is there before it can be stopped")
+        if done["status"] != "interrupted":
+            raise _Failed(f"the turn {done['status']}", "this is a bug: report it")
+        return f"the answer stopped after {(time.monotonic() - asked) * 1000:.0f} ms"
+
+
+async def _cut_short(live: LiveConversation, events: _Events) -> dict[str, dict[str, Any]]:
+    """Read a turn until it is written and begins to be heard, stop it, and read its end.
+
+    Gives the last message of each type; of `text.delta`, all in one. Raises _Failed.
+    """
+    seen: dict[str, dict[str, Any]] = {}
+    wanted = {"text", "audio.delta"} if live.ready["audio"]["sample_rate"] else {"text"}
+    stopped = False
+    while "turn.done" not in seen:
+        message = await _next(events)
+        earlier = seen.get(message["type"], {})
+        seen[message["type"]] = message
+        if message["type"] == "text.delta":
+            message["content"] = earlier.get("content", "") + message["content"]
+        if message["type"] == "error":
+            _no_error(message)
+        if not stopped and wanted <= seen.keys():
+            stopped = True
+            await live.interrupt()
+    if seen["turn.done"]["status"] == "failed":
+        raise _Failed("the turn failed", "look at the server's log")
+    return seen
+
+
+async def _next(events: _Events, *types: str) -> dict[str, Any]:
+    """The next message, of one of these types where any are given. Raises SessionOver."""
+    async for message in events:
+        if not types or message["type"] in types:
+            return message
+    raise SessionOver("closed")
 
 
 async def _bad_message(ticket: Ticket) -> str:
@@ -208,6 +317,9 @@ _SOCKET_CHECKS: Final[tuple[tuple[str, Callable[[Ticket], Awaitable[str]]], ...]
     ("WebSocket text", _text),
     ("WebSocket audio", _audio),
     ("WebSocket streaming", _streaming),
+    ("live voice", _live_voice),
+    ("resume", _resume),
+    ("interrupt", _interrupt),
     ("bad message", _bad_message),
     ("bad token", _bad_token),
 )

@@ -18,6 +18,7 @@ import httpx2
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from gpuserver.audio import wav
 from gpuserver.client import Management, converse
 from gpuserver.connectivity import spoken_question
 from tests.conftest import Running, running_server
@@ -91,6 +92,9 @@ def test_ask_a_recording_and_save_the_spoken_answer(data_dir: Path, tmp_path: Pa
         (["ask", "x", "--audio", "y"], "give either a question or --audio"),
         (["ask", "--audio", "/nowhere.wav"], "Can't read /nowhere.wav"),
         (["ask", " "], "The question is empty"),
+        (["chat", "--voice", "/nowhere.wav"], "Can't read /nowhere.wav"),
+        (["chat", "--out", "x.wav"], "--out needs --voice"),
+        (["chat", "--tutor", "99"], "Tutor 99 not found"),
         (["dance"], "No such command"),
     ],
 )
@@ -116,6 +120,45 @@ def test_chat_remembers(data_dir: Path) -> None:
     assert "[" in talk.stdout.split("Collections of data: Lists", 1)[1]
 
 
+def test_chat_by_voice_with_a_running_server(
+    server: Running, data_dir: Path, tmp_path: Path
+) -> None:
+    def sessions() -> int:
+        return int(httpx2.get(server.url + "/v1/sessions", trust_env=False).json()["total"])
+
+    before = sessions()
+    question, answer = tmp_path / "q.ogg", tmp_path / "a.wav"
+    question.write_bytes(spoken_question())
+    files = ["--voice", str(question), "--out", str(answer)]
+    talk = run("chat", *files, "--url", server.url, data_dir=data_dir)
+    assert talk.returncode == 0, talk.stderr
+    assert "(heard: what is a list)" in talk.stdout
+    assert "[1] Collections of data: Lists" in talk.stdout
+    strip = talk.stdout.splitlines()[-1]
+    assert "end of turn " in strip
+    assert "first sound " in strip
+    with wave.open(str(answer)) as speech:
+        assert speech.getnframes() / speech.getframerate() > 4
+    assert sessions() == before
+
+
+def test_chat_says_that_a_recording_was_no_question(
+    server: Running, data_dir: Path, tmp_path: Path
+) -> None:
+    silent = tmp_path / "silence.wav"
+    silent.write_bytes(wav(bytes(32_000), 16_000))
+    talk = run("chat", "--voice", str(silent), "--url", server.url, data_dir=data_dir)
+    assert talk.returncode == 1
+    assert "No question was heard in this recording." in talk.stderr
+
+
+def test_chat_says_what_to_do_when_nothing_is_there(data_dir: Path) -> None:
+    talk = run("chat", "--url", "http://127.0.0.1:9", data_dir=data_dir)
+    assert talk.returncode == 2
+    assert "Fix: start the server" in talk.stderr
+    assert "Traceback" not in talk.stderr
+
+
 def test_tutors_are_listed(data_dir: Path) -> None:
     listed = run("tutors", data_dir=data_dir)
     assert "Ada" in listed.stdout
@@ -125,8 +168,8 @@ def test_tutors_are_listed(data_dir: Path) -> None:
 def test_check_passes_on_a_good_server(server: Running, data_dir: Path) -> None:
     checked = run("check", "--url", server.url, data_dir=data_dir)
     assert checked.returncode == 0, checked.stdout
-    assert checked.stdout.count("ok  ") == 9
-    assert "what is a list" in checked.stdout
+    assert checked.stdout.count("ok  ") == 12
+    assert checked.stdout.count("heard 'what is a list'") == 2
 
 
 def test_check_says_what_to_do_when_nothing_is_there(data_dir: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from gpuserver import (
@@ -21,13 +19,13 @@ from gpuserver import (
     observability,
     unified_server,
 )
-from gpuserver.audio import wav
+from gpuserver.cli import talk
+from gpuserver.cli.terminal import Printer, loading, notes, out
 from gpuserver.errors import ConfigurationError, GpuServerError, TextEmpty
 from gpuserver.providers import names
-from gpuserver.tutor import events
 from gpuserver.tutor.ai_engine import AIEngine
 from gpuserver.tutor.conversation import Conversation
-from gpuserver.tutor.turn import Question, Turn
+from gpuserver.tutor.turn import Question, Turn, TurnLimits
 from gpuserver.tutor.tutoring import Tutoring
 
 app = typer.Typer(
@@ -36,8 +34,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False)
-notes = Console(stderr=True, highlight=False)
 
 TutorId = Annotated[int | None, typer.Option("--tutor", help="Tutor id; default: the file's.")]
 KbId = Annotated[str | None, typer.Option("--kb", help="Knowledge base to ask as well.")]
@@ -68,7 +64,7 @@ def serve(
 def start() -> None:
     """Run the server in the background; returns when students may come."""
     settings = _settings_with_warnings()
-    with _loading() as show:
+    with loading() as show:
 
         def watch(ready: dict[str, Any]) -> None:
             show(ready.get("stage", "starting"), ready.get("done", 0), ready.get("total", 0))
@@ -103,22 +99,29 @@ def ask(
 
 
 @app.command()
-def chat(tutor: TutorId = None, kb: KbId = None) -> None:
-    """Talk with a tutor by typing, in process; an empty line ends it."""
-    # The prompt waits outside the loop: Ctrl-C can't end a thread that reads the keyboard.
-    with asyncio.Runner() as runner:
-        stack = AsyncExitStack()
-        try:
-            engine, settings = runner.run(stack.enter_async_context(_engine(tutor)))
-            conversation = Conversation(settings.history_turns)
-            out.print(engine.tutor.greet(), style="bold", markup=False)
-            while question := _prompt().strip():
-                asked = Question(engine.tutor.language, question)
-                printer = runner.run(_turn(engine, settings, conversation, asked, kb))
-                if printer.error is not None:
-                    notes.print(str(printer.error), style="red", markup=False)
-        finally:
-            runner.run(stack.aclose())
+def chat(
+    voice: Annotated[
+        list[Path] | None, typer.Option(help="A recording to say; may be given several times.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--out", help="WAV to write the spoken answers to.")
+    ] = None,
+    tutor: TutorId = None,
+    kb: KbId = None,
+    url: Annotated[
+        str, typer.Option(help="Base address of a server; default: this one, or one of its own.")
+    ] = "",
+    key: Annotated[str, typer.Option(help="Management key; default: MANAGEMENT_API_KEY.")] = "",
+) -> None:
+    """Talk with a tutor by typing (an empty line ends it), or by voice with --voice."""
+    settings, _ = config.load()
+    place = talk.Place(settings, url, key or settings.management_api_key, tutor, kb)
+    if voice:
+        answered = talk.spoken(place, [_read(path) for path in voice], save)
+        raise typer.Exit(0 if answered else 1)
+    if save is not None:
+        raise typer.BadParameter("--out needs --voice")
+    talk.typed(place)
 
 
 @app.command()
@@ -174,7 +177,7 @@ async def _ask(
     if printer.error is not None:
         raise printer.error
     if save is not None:
-        _write(save, printer)
+        talk.write(save, b"".join(printer.pcm), printer.sample_rate)
 
 
 async def _turn(
@@ -183,16 +186,21 @@ async def _turn(
     conversation: Conversation,
     asked: Question,
     kb: str | None,
-) -> _Printer:
-    printer = _Printer()
+) -> Printer:
+    printer = Printer()
     turn = Turn(
         engine,
         conversation,
         asked,
         printer,
         kb_id=kb,
-        timeout=settings.turn_timeout_seconds,
-        max_audio_seconds=settings.max_audio_seconds,
+        limits=TurnLimits(
+            settings.turn_timeout_seconds,
+            settings.first_token_timeout_seconds,
+            settings.token_timeout_seconds,
+            settings.max_audio_seconds,
+            settings.max_answer_chars,
+        ),
     )
     await turn.run()
     return printer
@@ -215,7 +223,7 @@ async def _engine(tutor_id: int | None) -> AsyncIterator[tuple[AIEngine, config.
     """A tutor's engine in this process, loaded with progress shown."""
     settings, _ = config.load()
     observability.configure("WARNING", "console")
-    with _loading() as show:
+    with loading() as show:
         house = Tutoring(settings, lambda now: show(now.stage, now.done, now.total))
         try:
             await house.load()
@@ -228,24 +236,6 @@ async def _engine(tutor_id: int | None) -> AsyncIterator[tuple[AIEngine, config.
             yield engine, settings
     finally:
         await house.close()
-
-
-@contextmanager
-def _loading() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on the terminal, or one line a stage where there is none."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
-    with Progress(*columns, console=notes, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        said = ""
-
-        def show(stage: str, done: int, total: int) -> None:
-            nonlocal said
-            bar.update(task, description=stage, completed=done, total=total or None)
-            if stage != said and not notes.is_terminal:
-                notes.print(f"… {stage}", markup=False)
-            said = stage
-
-        yield show
 
 
 def _introduce(url: str, settings: config.Settings) -> None:
@@ -263,43 +253,6 @@ def _introduce(url: str, settings: config.Settings) -> None:
     out.print("  check it with .venv/bin/gpuserver check, stop it with ./stop.sh")
 
 
-class _Printer:
-    """A sink that shows a turn on the terminal and keeps its speech."""
-
-    def __init__(self) -> None:
-        self.pcm: list[bytes] = []
-        self.sample_rate = 0
-        self.error: GpuServerError | None = None
-        self._sources: list[str] = []
-
-    async def write(self, event: events.Event) -> None:
-        match event:
-            case events.Recognised(transcript):
-                out.print(f"(heard: {transcript.text})", style="dim", markup=False)
-            case events.TextDelta(text):
-                out.print(text, end="", markup=False, soft_wrap=True)
-            case events.SpeechChunk(speech, _):
-                self.pcm.append(speech.pcm)
-                self.sample_rate = speech.sample_rate
-            case events.Sources(passages):
-                self._sources = [
-                    f"[{n}] {p.document}: {p.heading}" for n, p in enumerate(passages, 1)
-                ]
-            case events.TextDone():
-                out.print()
-                for line in self._sources:
-                    out.print(line, style="dim", markup=False)
-            case events.Ended(error=GpuServerError() as error):
-                self.error = error
-
-
-def _prompt() -> str:
-    try:
-        return input("> ")
-    except EOFError:
-        return ""
-
-
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -307,18 +260,3 @@ def _read(path: Path) -> bytes:
         raise ConfigurationError(
             problem=f"Can't read {path}: {error.strerror}.", fix="check the path."
         ) from error
-
-
-def _write(path: Path, printer: _Printer) -> None:
-    if not printer.pcm:
-        raise ConfigurationError(
-            problem="There is no speech to save: the tutor has no voice for this language.",
-            fix="set TTS_PROVIDER, or the tutor's voices.",
-        )
-    try:
-        path.write_bytes(wav(b"".join(printer.pcm), printer.sample_rate))
-    except OSError as error:
-        raise ConfigurationError(
-            problem=f"Can't write {path}: {error.strerror}.", fix="choose another file."
-        ) from error
-    notes.print(f"speech written to {path}", markup=False)
