@@ -11,7 +11,7 @@ import re
 import subprocess
 import time
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,15 +40,19 @@ FLAGS: Final = (
     "--disable-component-update",
     "--disable-sync",
     "--disable-dev-shm-usage",
+    "--mute-audio",
+)
+ALLOWED: Final = (
     "--use-fake-ui-for-media-stream",
     "--use-fake-device-for-media-stream",
     "--autoplay-policy=no-user-gesture-required",
-    "--mute-audio",
 )
+"""A microphone that is there and allowed, and sound that needs no touch."""
 QUESTION: Final = "How do I repeat something in Python?"
 QUESTION_ZH: Final = "怎么重复执行一段代码？"
 SPEAKING: Final = "html[data-activity=speaking]"
 IDLE: Final = "html[data-activity=idle]"
+WRITTEN: Final = ".answer:last-child[data-written]"
 LOCALES: Final = {"en": "en-GB", "zh": "zh-CN"}
 
 _WATCH_POLICY: Final = """
@@ -57,9 +61,11 @@ window.addEventListener('securitypolicyviolation', (event) =>
 """
 
 
-def launch(playwright: Playwright, microphone: Path | None = None) -> Browser:
+def launch(
+    playwright: Playwright, microphone: Path | None = None, more: Sequence[str] = ALLOWED
+) -> Browser:
     """Chromium whose microphone plays a WAV file over and over, from its beginning at each use."""
-    flags = list(FLAGS)
+    flags = [*FLAGS, *more]
     if microphone is not None:
         flags.append(f"--use-file-for-fake-audio-capture={microphone}")
     return playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
@@ -70,15 +76,15 @@ class BrowserThread:
 
     def __init__(self, microphone: Path) -> None:
         self._thread = ThreadPoolExecutor(1, "browser")
-        self._playwright = self.call(lambda: sync_playwright().start())
-        self.browser = self.call(lambda: launch(self._playwright, microphone))
+        self.playwright = self.call(lambda: sync_playwright().start())
+        self.browser = self.call(lambda: launch(self.playwright, microphone))
 
     def call(self, act: Callable[[], Any]) -> Any:
         return self._thread.submit(act).result(timeout=110)
 
     def close(self) -> None:
         self.call(self.browser.close)
-        self.call(self._playwright.stop)
+        self.call(self.playwright.stop)
         self._thread.shutdown()
 
 
@@ -234,7 +240,10 @@ fixtures = browser, classroom
 
 
 def spoken_question(folder: Path) -> Path:
-    """A 48 kHz WAV for the fake microphone: a question by flite, a second of silence around it."""
+    """A 48 kHz WAV for the fake microphone: a second of silence, a question by flite, long silence.
+
+    The file is played over and over; the silence keeps the next round out of a test.
+    """
     said = folder / "said.wav"
     text = "how do I repeat something in python"
     subprocess.run(["flite", "-voice", "slt", "-t", text, "-o", str(said)], check=True, timeout=60)
@@ -243,13 +252,13 @@ def spoken_question(folder: Path) -> Path:
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
     at = np.arange(int(len(samples) / rate * 48_000)) * rate / 48_000
     speech = np.interp(at, np.arange(len(samples)), samples)
-    silence = np.zeros(48_000)
+    before, after = np.zeros(48_000), np.zeros(40 * 48_000)
     target = folder / "question.wav"
     with wave.open(str(target), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(48_000)
-        file.writeframes(np.concatenate([silence, speech, silence]).astype("<i2").tobytes())
+        file.writeframes(np.concatenate([before, speech, after]).astype("<i2").tobytes())
     return target
 
 
@@ -259,8 +268,8 @@ def ask(page: Page, text: str) -> None:
 
 
 def answer(page: Page) -> str:
-    """The newest answer's text, once it is finished."""
-    page.wait_for_selector(".answer:last-child[data-status=completed]", timeout=60_000)
+    """The newest answer's text, once it is written; it may still be spoken."""
+    page.wait_for_selector(WRITTEN, timeout=60_000)
     return page.inner_text(".answer:last-child .body")
 
 
@@ -270,6 +279,13 @@ def hear(page: Page) -> None:
     until(page, "classroom.peak > 0.02")
     before = page.evaluate("classroom.playedSamples")
     until(page, f"classroom.playedSamples > {before} + classroom.output.sampleRate / 4")
+
+
+def push_to_talk(page: Page) -> None:
+    """Choose push to talk in the microphone's settings."""
+    page.click("#microphone summary")
+    page.check("[name=microphone-mode][value=push]")
+    page.keyboard.press("Escape")
 
 
 def tab_to(page: Page, selector: str, key: str = "Tab") -> None:

@@ -2,15 +2,15 @@
  * The classroom page: how it starts, which view it shows, and what its header does.
  *
  * For tests, and for a school that looks into its console: `document.documentElement.dataset.view`
- * is `welcome` or `room`, `dataset.activity` is `idle`, `listening`, `thinking`, `speaking` or
- * `offline`, and `window.classroom` tells what the page hears and shows (read only).
+ * is `welcome` or `room`, `dataset.activity` is `idle`, `listening`, `hearing`, `thinking`, `speaking`
+ * or `offline`, and `window.classroom` tells what the page hears and shows (read only).
  */
 
 import { bindMarkup, has, language, preferredLanguage, recall, remember, say, setLanguage } from './i18n.js';
 import { Player } from './player.js';
-import { Room, explainClose } from './room.js';
+import { Room } from './room.js';
 import { ApiError, createSession, endSession, engines, forget, givenSession, listTutors, readiness, sweepClosedTabs } from './session.js';
-import { TutorClient } from './tutor-client.js';
+import { CLOSE, TutorClient } from './tutor-client.js';
 import { showLoading, showOpening, showProblem, showTutors } from './welcome.js';
 
 const MUTED = 'classroom.muted';
@@ -39,6 +39,14 @@ window.classroom = Object.freeze({
   get output() {
     return player.output;
   },
+  /** Loudness of the open microphone, 0 to 1. */
+  get level() {
+    return room.level;
+  },
+  /** Whether the speech holds still because the student may be interrupting. */
+  get held() {
+    return player.held;
+  },
   /** The mouth as it is drawn. */
   get mouth() {
     return room.face.mouth;
@@ -57,7 +65,7 @@ async function start() {
     showProblem(welcome, 'end.badLink', {}, null);
     return;
   }
-  if (session) await enter({ fresh: true, stored: true });
+  if (session) await enter({ stored: true });
   else await choose();
 }
 
@@ -73,41 +81,40 @@ async function choose() {
 
 /** Makes a session with a tutor and enters it. @param {number} tutorId */
 async function begin(tutorId) {
-  player.prime(); // The press that chose the tutor is what lets the browser play sound later.
   view('welcome');
   showOpening(welcome);
   await guarded(() => begin(tutorId), async () => {
     session = await whenReady(() => createSession(tutorId));
-    await enter({ fresh: true });
+    await enter({ stored: false });
   });
 }
 
 /**
  * Connects to the session and shows the room.
- * @param {{fresh: boolean, stored?: boolean}} how `fresh`: the conversation begins; `stored`: the
- *   session is from before a reload, and may have ended since
+ * @param {{stored: boolean}} how `stored`: the session is from before a reload, or a school's: it may
+ *   have a conversation already, and may have ended since
  */
-async function enter({ fresh, stored = false }) {
-  if (fresh) showOpening(welcome);
+async function enter({ stored }) {
+  showOpening(welcome);
   try {
-    const { client, ready } = await connect(session);
+    const { client, ready } = await connect(session, stored);
     view('room');
-    room.enter(client, ready, fresh);
+    room.enter(client, ready);
     $('change').hidden = !session.id;
     say(document.querySelector('title'), 'page.titleWith', { name: ready.tutor.name });
   } catch (failure) {
-    await onNotConnected(failure, fresh, stored);
+    await onNotConnected(failure, stored);
   }
 }
 
 /** @returns {Promise<{client: TutorClient, ready: object}>} once the session is ready */
-function connect({ url, token }) {
+function connect({ url, token }, history) {
   if (location.protocol === 'https:' && url.startsWith('ws:')) return Promise.reject({ key: 'end.insecure' });
   return new Promise((resolve, reject) => {
-    const client = new TutorClient({ url, token });
+    const client = new TutorClient({ url, token, history });
     let ending = null;
     let error = null;
-    client.addEventListener('session.ready', ({ detail }) => resolve({ client, ready: detail }));
+    client.addEventListener('session.ready', ({ detail }) => resolve({ client, ready: detail }), { once: true });
     client.addEventListener('session.ending', ({ detail }) => (ending = detail));
     client.addEventListener('error', ({ detail }) => (error = detail));
     client.addEventListener('close', ({ detail }) => reject({ ...detail, ending, error }));
@@ -115,8 +122,8 @@ function connect({ url, token }) {
 }
 
 /** The server refused the session, or could not be reached; a browser does not tell which. */
-async function onNotConnected(failure, fresh, stored) {
-  const again = { key: 'do.again', act: () => enter({ fresh }) };
+async function onNotConnected(failure, stored) {
+  const again = { key: 'do.again', act: () => enter({ stored: true }) };
   if (failure.key) return problem(failure.key, null);
   // Accepted, explained, then closed: the tutor itself can't be had.
   if (failure.error) return problem(errorKey(failure.error.code), again, failure.error);
@@ -125,7 +132,7 @@ async function onNotConnected(failure, fresh, stored) {
   if (!state) return problem('end.unreachable', again);
   if (!state.ready) {
     await untilReady();
-    return enter({ fresh, stored });
+    return enter({ stored });
   }
   forget(session);
   if (!session.id) return problem('end.refusedSchool', null);
@@ -133,16 +140,32 @@ async function onNotConnected(failure, fresh, stored) {
   return problem('end.refused', { key: 'do.fresh', act: () => begin(session.tutorId) });
 }
 
-/** The server or the network ended the conversation. */
+/** The conversation is over: the server ended it, or gave it to another window. */
 function onClosed(detail) {
+  if (!detail.opened) {
+    onNotConnected(detail, false);
+    return;
+  }
   const { key, offer } = explainClose(detail, Boolean(session.id));
-  const acts = {
-    'do.again': () => enter({ fresh: false }),
-    'do.here': () => enter({ fresh: false }),
-    'do.fresh': () => begin(session.tutorId),
-  };
+  const inRoom = document.documentElement.dataset.view === 'room';
+  const again = () => (inRoom ? room.again() : enter({ stored: true }));
+  const acts = { 'do.again': again, 'do.here': again, 'do.fresh': () => begin(session.tutorId) };
   if (offer === 'do.fresh' || !offer) forget(session);
   problem(key, offer && { key: offer, act: acts[offer] });
+}
+
+/**
+ * Why a connection ended, as a sentence and an offer.
+ * @param {{code: number, ending: {reason: string} | null}} detail
+ * @param {boolean} own whether this page made the session, and can make another
+ * @returns {{key: string, offer: 'do.again' | 'do.here' | 'do.fresh' | null}}
+ */
+function explainClose({ code, ending }, own) {
+  if (code === CLOSE.replaced) return { key: 'end.replaced', offer: 'do.here' };
+  if (code === CLOSE.restarting) return { key: 'end.restarting', offer: 'do.again' };
+  if (code < 4500 || code >= 5000) return { key: 'end.lost', offer: 'do.again' };
+  if (!own) return { key: 'end.endedSchool', offer: null };
+  return { key: ending?.reason === 'expired' ? 'end.idle' : 'end.ended', offer: 'do.fresh' };
 }
 
 function problem(key, offer, params = {}) {
@@ -203,6 +226,8 @@ function view(name) {
 }
 
 function wireHeader() {
+  // Phones let sound out only after a touch; whichever comes first will do.
+  for (const type of ['pointerup', 'keydown']) document.addEventListener(type, () => player.prime());
   $('language').addEventListener('click', () => {
     setLanguage(language() === 'en' ? 'zh' : 'en', true);
     showLanguage();

@@ -1,9 +1,8 @@
-/** The conversation as it is shown: the student's questions, the tutor's answers and their sources. */
+/** The conversation as it is shown: the student's questions, the tutor's answers, and notices. */
 
+import { Answer } from './answer.js';
 import { languageOf, say, t } from './i18n.js';
-import { render } from './markdown.js';
-
-/** @typedef {{n: number, document: string, heading: string, page: number | null, quote: string, score: number}} Source */
+import { button, node } from './nodes.js';
 
 /** Who has scrolled further than this from where the view was put is reading, and left in peace. */
 const READING_PX = 40;
@@ -39,30 +38,47 @@ export class Conversation {
     if (this.#said.children.length > ANNOUNCED) this.#said.firstChild.remove();
   }
 
-  /** The student's typed question. @param {string} text */
-  question(text) {
-    this.#add(questionItem(text));
+  /** The student's question, typed, or from before a reload. @param {string} text @param {Answer} [answer] the answer that it comes before */
+  question(text, answer = undefined) {
+    const item = questionItem(text);
+    if (answer) answer.item.before(item);
+    else this.#add(item);
+    this.#asked = item;
+    this.#follow(true);
+    return {
+      /** Whether it still waits for the line. @param {boolean} waits */
+      waits: (waits) => {
+        item.querySelector('.later')?.remove();
+        if (waits) say(item.appendChild(node('p', 'later')), 'talk.later');
+      },
+    };
   }
 
-  /** The student's spoken question, whose words are not known yet. */
+  /** The student's spoken question, whose words become known bit by bit. */
   spoken() {
     const item = questionItem('');
-    const waiting = node('span', 'waiting');
-    say(waiting, 'talk.recognising');
-    item.lastChild.append(waiting);
+    const body = item.querySelector('.body');
     item.classList.add('pending');
     this.#add(item);
-    return {
-      /** The words that were recognised. @param {string} text */
-      heard: (text) => {
-        const known = questionItem(text);
-        item.replaceWith(known);
-        this.#asked = known;
-        this.announce(t('talk.heard', { text }));
+    const shown = {
+      /** It is complete, and its words are being recognised. */
+      wait: () => say(body.appendChild(node('span', 'waiting')), 'talk.recognising'),
+      /** @param {string} stable words that stay @param {string} tentative words that may still change */
+      words: (stable, tentative) => {
+        const gap = stable && tentative && !/\s$/.test(stable) && !/^\s/.test(tentative) && spaced(tentative);
+        body.lang = languageOf(stable + tentative);
+        body.replaceChildren(node('span', 'stable', stable + (gap ? ' ' : '')), node('span', 'tentative', tentative));
         this.#follow(true);
+      },
+      /** The words that were recognised. @param {string} text @param {Answer} answer which it comes before */
+      heard: (text, answer) => {
+        item.remove();
+        this.question(text, answer);
+        this.announce(t('talk.heard', { text }));
       },
       drop: () => item.remove(),
     };
+    return shown;
   }
 
   /** An answer that begins. @param {string} name of the tutor */
@@ -77,16 +93,19 @@ export class Conversation {
   }
 
   /**
-   * Something that the student has to know.
+   * Something that the student has to know. Said again, it takes the place of the last time.
    * @param {string} key of the sentence
    * @param {Record<string, unknown>} [params]
    * @param {{key: string, act: () => void}} [offer] what can be done about it
    */
   notice(key, params = {}, offer = undefined) {
     const item = node('li', 'notice');
+    item.dataset.key = key;
     item.setAttribute('role', 'alert');
     say(item.appendChild(node('p')), key, params);
     if (offer) item.append(button(offer.key, offer.act));
+    const last = this.#list.lastElementChild;
+    if (last?.matches('.notice') && last.dataset.key === key) last.remove();
     this.#add(item);
     return item;
   }
@@ -107,107 +126,6 @@ export class Conversation {
   }
 }
 
-class Answer {
-  #item;
-  #body;
-  #on;
-  #text = '';
-  #sources = [];
-  #list = null;
-  #frame = 0;
-
-  constructor(item, name, on) {
-    this.#item = item;
-    this.#on = on;
-    this.#body = item.appendChild(node('div', 'body'));
-    const waiting = this.#body.appendChild(node('p', 'waiting'));
-    say(waiting, 'talk.writing', { name });
-  }
-
-  /** The passages that the answer may cite. @param {Source[]} passages */
-  sources(passages) {
-    if (!passages.length) return;
-    this.#sources = passages;
-    const section = node('section', 'sources');
-    say(section.appendChild(node('h3')), 'talk.sources');
-    this.#list = section.appendChild(node('ul'));
-    this.#list.append(...passages.map(sourceItem));
-    this.#item.append(section);
-    if (this.#text) this.#draw();
-    this.#on.grew();
-  }
-
-  /** The next piece of the answer. @param {string} piece */
-  delta(piece) {
-    this.#text += piece;
-    // Pieces come faster than frames; each frame draws all that came.
-    this.#frame ||= requestAnimationFrame(() => this.#draw());
-  }
-
-  /** The whole answer, which is the truth. @param {string} text */
-  whole(text) {
-    this.#text = text;
-    this.#draw();
-    this.#on.finished(this.#plain());
-  }
-
-  /** The turn's one ending. @param {'completed' | 'interrupted' | 'failed'} status */
-  done(status) {
-    if (this.#frame) this.#draw();
-    if (this.#item.dataset.status) return;
-    this.#item.dataset.status = status;
-    if (!this.#text && status !== 'failed') this.#body.remove();
-    else if (!this.#text) this.#item.remove(); // The error is shown in its place.
-    if (status === 'completed') return;
-    const ending = node('p', 'ending-note');
-    say(ending, status === 'interrupted' ? 'talk.stopped' : 'talk.failed');
-    this.#item.insertBefore(ending, this.#list?.parentElement ?? null);
-    this.#on.grew();
-  }
-
-  #draw() {
-    cancelAnimationFrame(this.#frame);
-    this.#frame = 0;
-    const cited = new Set();
-    const content = render(this.#text, (n) => this.#citation(n, cited));
-    this.#body.replaceChildren(content);
-    this.#body.lang = languageOf(this.#text);
-    for (const item of this.#list?.children ?? []) item.classList.toggle('cited', cited.has(item.dataset.n));
-    this.#on.grew();
-  }
-
-  /** The answer as it is read out: without its marks and citations. */
-  #plain() {
-    const copy = this.#body.cloneNode(true);
-    for (const mark of copy.querySelectorAll('.cite')) mark.remove();
-    return [...copy.children].map((block) => block.textContent).join('\n');
-  }
-
-  #citation(n, cited) {
-    const source = this.#sources.find((passage) => passage.n === n);
-    if (!source) return null;
-    cited.add(String(n));
-    const mark = node('button', 'cite', String(n));
-    mark.type = 'button';
-    say(mark, 'talk.cite', { n, title: titleOf(source) }, 'aria-label');
-    mark.title = titleOf(source);
-    mark.addEventListener('click', () => this.#show(n));
-    return mark;
-  }
-
-  /** Opens a source and takes the reader there. */
-  #show(n) {
-    for (const item of this.#list.children) {
-      const wanted = item.dataset.n === String(n);
-      item.classList.toggle('shown', wanted);
-      if (!wanted) continue;
-      item.firstChild.open = true;
-      item.querySelector('summary').focus({ preventScroll: true });
-      item.scrollIntoView({ block: 'nearest' });
-    }
-  }
-}
-
 function questionItem(text) {
   const item = node('li', 'message question');
   say(item.appendChild(node('p', 'unseen')), 'talk.you');
@@ -216,46 +134,7 @@ function questionItem(text) {
   return item;
 }
 
-/** @param {Source} source */
-function sourceItem(source) {
-  const item = node('li', 'source');
-  item.dataset.n = source.n;
-  const details = item.appendChild(node('details'));
-  const summary = details.appendChild(node('summary'));
-  summary.append(node('span', 'number', String(source.n)), titleNode(source));
-  const quote = details.appendChild(node('blockquote'));
-  quote.lang = languageOf(source.quote);
-  quote.append(render(source.quote));
-  say(details.appendChild(node('p', 'score')), 'talk.score', { score: source.score.toFixed(2) });
-  return item;
-}
-
-function titleNode({ document: name, heading, page }) {
-  const title = node('span', 'title');
-  title.append(node('span', 'document', name));
-  if (heading) title.append(node('span', 'heading', heading));
-  if (page !== null) say(title.appendChild(node('span', 'page')), 'talk.page', { page });
-  return title;
-}
-
-/** @param {Source} source */
-function titleOf({ document: name, heading }) {
-  return heading ? `${name} › ${heading}` : name;
-}
-
-/** A button that says what it does. @param {string} key @param {() => void} act */
-export function button(key, act) {
-  const made = node('button', 'primary');
-  made.type = 'button';
-  say(made, key);
-  made.addEventListener('click', act);
-  return made;
-}
-
-/** @param {string} tag @param {string} [className] @param {string} [text] */
-export function node(tag, className = '', text = '') {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text) made.textContent = text;
-  return made;
+/** Whether words are written with spaces between them. @param {string} text */
+function spaced(text) {
+  return languageOf(text) === 'en';
 }

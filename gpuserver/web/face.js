@@ -49,7 +49,7 @@ export class Face {
     this.#place.replaceChildren(this.#svg);
   }
 
-  /** What the face shows: `idle`, `listening`, `thinking`, `speaking` or `offline`. @param {string} mood */
+  /** What the face shows: `idle`, `listening`, `hearing`, `thinking`, `speaking` or `offline`. @param {string} mood */
   set mood(mood) {
     if (this.#svg) this.#svg.dataset.mood = mood;
   }

@@ -4,7 +4,7 @@
 const HEADROOM_S = 0.06;
 /** After a hole the network is known to be uneven. */
 const HEADROOM_AFTER_HOLE_S = 0.2;
-/** A stop fades out this long: an edge in the wave would click. */
+/** A stop fades out and a return fades in this long: an edge in the wave would click. */
 const FADE_S = 0.006;
 const REPORT_S = 0.02;
 
@@ -23,13 +23,15 @@ class SpeechPlayer extends AudioWorkletProcessor {
     this.waiting = 0; // samples not yet played
     this.flowing = false;
     this.ended = false;
-    this.fading = 0;
+    this.flushing = false;
+    this.held = false;
+    this.gain = 1;
     this.sinceReport = 0;
   }
 
   /** A piece of a turn's speech; `offset` is the number of the turn's samples before it. */
   push({ turnId, offset, samples, generation }) {
-    if (this.fading) this.clear();
+    if (this.flushing) this.clear();
     this.generation = generation;
     this.chunks.push({ turnId, offset, samples });
     this.waiting += samples.length;
@@ -45,12 +47,25 @@ class SpeechPlayer extends AudioWorkletProcessor {
 
   /** Stops at once; nothing is reported, because who stops it knows. */
   flush() {
-    if (this.flowing) this.fading = Math.round(FADE_S * sampleRate);
+    if (this.flowing && this.gain > 0) this.flushing = true;
     else this.clear();
+  }
+
+  /** Holds still without dropping anything. */
+  hold() {
+    this.held = true;
+    if (!this.flowing) this.gain = 0;
+  }
+
+  /** Goes on where it was held. */
+  go() {
+    this.held = false;
+    if (!this.flowing) this.gain = 1;
   }
 
   process(_inputs, [[out]]) {
     const enough = this.waiting >= this.headroom * sampleRate || (this.ended && this.waiting > 0);
+    if (this.held && this.gain === 0) return true;
     if (!this.flowing && !enough) return true;
     this.flowing = true;
     for (let i = 0; i < out.length; i++) {
@@ -58,11 +73,14 @@ class SpeechPlayer extends AudioWorkletProcessor {
         this.ranDry();
         return true;
       }
-      out[i] = this.next();
-      if (this.fading && !this.fade(out, i)) return true;
+      out[i] = this.next() * this.fade();
+      if (this.gain === 0) {
+        this.silenced();
+        return true;
+      }
     }
     this.sinceReport += out.length;
-    if (this.sinceReport >= REPORT_S * sampleRate) this.report();
+    if (this.sinceReport >= REPORT_S * sampleRate) this.report('playing');
     return true;
   }
 
@@ -80,31 +98,36 @@ class SpeechPlayer extends AudioWorkletProcessor {
     return sample;
   }
 
-  fade(out, i) {
-    out[i] *= this.fading / (FADE_S * sampleRate);
-    this.fading--;
-    if (this.fading) return true;
-    this.clear();
-    return false;
+  /** How loud the next sample is: on the way to silence while it stops, and back while it returns. */
+  fade() {
+    const step = 1 / (FADE_S * sampleRate);
+    const to = this.held || this.flushing ? 0 : 1;
+    this.gain = to ? Math.min(1, this.gain + step) : Math.max(0, this.gain - step);
+    return this.gain;
+  }
+
+  silenced() {
+    if (this.flushing) this.clear();
+    else this.report('held');
   }
 
   ranDry() {
     this.flowing = false;
-    if (this.fading) this.clear();
+    if (this.flushing) this.clear();
     else if (this.ended) this.drained();
     else this.headroom = HEADROOM_AFTER_HOLE_S;
   }
 
   drained() {
     this.clear();
-    this.port.postMessage({ is: 'drained', generation: this.generation, total: this.total });
+    this.report('drained');
   }
 
-  report() {
+  report(is) {
     this.sinceReport = 0;
-    if (this.fading) return;
+    if (this.flushing) return;
     const { generation, turnId, position, total } = this;
-    this.port.postMessage({ is: 'playing', generation, turnId, position, total });
+    this.port.postMessage({ is, generation, turnId, position, total });
   }
 }
 

@@ -1,8 +1,8 @@
 /**
  * Plays a turn's speech as it arrives, stops it at once, and is the clock that the mouth follows.
  *
- * Events: `started` (sound is heard), `drained` (all of it was heard, or it was stopped), `blocked`
- * (the browser waits for a gesture), `unavailable` (see `failure`).
+ * Events: `started` (sound is heard), `drained` (all of it was heard), `stopped` (by `flush`), `held`
+ * (still, by `hold`), `blocked` (the browser waits for a gesture), `unavailable` (see `failure`).
  */
 
 /** What the embedded voice speaks at: the first guess, so that the first gesture opens the right one. */
@@ -19,7 +19,10 @@ export class Player extends EventTarget {
   #muted = false;
   #generation = 0; // grows with each flush: what is on its way from before one is dropped
   #clock = null; // the last report of the worklet, and when it came
+  #heard = null; // where the speech stands while it does not run: {turnId, ms}
   #queued = false; // speech was given that was not yet heard to its end
+  #held = false;
+  #usual = USUAL_RATE;
   #playedBefore = 0; // samples played by contexts that were closed
   #total = 0;
 
@@ -28,9 +31,14 @@ export class Player extends EventTarget {
   /** Why there can be no sound: `insecure`, `failed`, or null where there can. */
   failure = null;
 
+  /** What the speech will come at, so that the first gesture opens the right output. @param {number} sampleRate */
+  expect(sampleRate) {
+    if (sampleRate > 0) this.#usual = sampleRate;
+  }
+
   /** Opens the sound. Browsers allow that only while they handle a press of a key or a button. */
   prime() {
-    this.#open(this.#context?.sampleRate ?? USUAL_RATE);
+    this.#open((this.#queued && this.#context?.sampleRate) || this.#usual);
     if (this.#context?.state === 'suspended') this.#context.resume().catch(() => {});
   }
 
@@ -42,6 +50,7 @@ export class Player extends EventTarget {
   async play({ turnId, samples, sampleRate, offset }) {
     const generation = this.#generation;
     this.#open(sampleRate);
+    if (!this.#queued) this.#heard = { turnId, ms: (offset / sampleRate) * 1000 };
     this.#queued = true;
     const node = await this.#node;
     if (!node || generation !== this.#generation) return;
@@ -57,9 +66,36 @@ export class Player extends EventTarget {
 
   /** Stops the sound at once and drops what is queued. */
   async flush() {
+    this.#heard = this.heard();
     this.#generation++;
-    this.#stopped();
+    const queued = this.#queued;
+    this.#rest();
+    if (queued) this.#emit('stopped');
     (await this.#node)?.port.postMessage({ do: 'flush' });
+  }
+
+  /** Holds still at once; what is queued stays. */
+  async hold() {
+    if (this.#held) return;
+    this.#heard = this.heard();
+    this.#held = true;
+    if (this.#queued) this.#emit('held');
+    const generation = this.#generation;
+    const node = await this.#node;
+    if (generation === this.#generation) node?.port.postMessage({ do: 'hold' });
+  }
+
+  /** Goes on where it was held. */
+  async go() {
+    this.#held = false;
+    const generation = this.#generation;
+    const node = await this.#node;
+    if (generation === this.#generation) node?.port.postMessage({ do: 'go' });
+  }
+
+  /** Whether it holds still. */
+  get held() {
+    return this.#held;
   }
 
   /** Whether speech is being heard, or is about to be. */
@@ -78,12 +114,17 @@ export class Player extends EventTarget {
 
   /** What is heard now: milliseconds into a turn's speech; null in silence. @returns {{turnId: string, ms: number} | null} */
   position() {
-    if (!this.playing || !this.#clock) return null;
+    if (!this.playing || this.#held || !this.#clock) return null;
     const { turnId, position, at } = this.#clock;
     // Reports come every 20 ms; in between the clock runs on, but never far past the last one.
     const since = Math.min(performance.now() - at, 60);
     const latency = (this.#context.outputLatency || this.#context.baseLatency || 0) * 1000;
     return { turnId, ms: Math.max(0, (position / this.#context.sampleRate) * 1000 + since - latency) };
+  }
+
+  /** How far the newest speech was heard, also when it is held, stopped or over; null before any. @returns {{turnId: string, ms: number} | null} */
+  heard() {
+    return this.position() ?? this.#heard;
   }
 
   /** Loudness of what is heard now, 0 to 1, after the mute control. */
@@ -105,6 +146,7 @@ export class Player extends EventTarget {
   }
 
   #open(sampleRate) {
+    this.#usual = sampleRate;
     if (this.failure || this.#context?.sampleRate === sampleRate) return;
     this.#close();
     try {
@@ -123,7 +165,7 @@ export class Player extends EventTarget {
     try {
       await context.audioWorklet.addModule(new URL('player-worklet.js', import.meta.url));
     } catch {
-      this.#fail('failed');
+      if (context === this.#context) this.#fail('failed'); // or it was closed for another rate meanwhile
       return null;
     }
     if (context !== this.#context) return null; // A stream at another rate came meanwhile.
@@ -138,26 +180,28 @@ export class Player extends EventTarget {
   #onReport({ is, generation, turnId, position, total }) {
     this.#total = total;
     if (generation !== this.#generation) return;
+    if (turnId) this.#heard = { turnId, ms: (position / this.#context.sampleRate) * 1000 };
     if (is === 'drained') {
-      this.#stopped();
+      const queued = this.#queued;
+      this.#rest();
+      if (queued) this.#emit('drained');
       return;
     }
     this.#clock = { turnId, position, at: performance.now() };
-    if (this.playing) return;
+    if (this.playing || is === 'held') return;
     this.playing = true;
     this.#emit('started');
   }
 
-  #stopped() {
-    this.#queued = false;
+  #rest() {
+    this.#queued = this.#held = this.playing = false;
     this.#clock = null;
-    if (!this.playing) return;
-    this.playing = false;
-    this.#emit('drained');
   }
 
   #close() {
-    this.#stopped();
+    const queued = this.#queued;
+    this.#rest();
+    if (queued) this.#emit('stopped');
     this.#playedBefore += this.#total;
     this.#total = 0;
     this.#context?.close().catch(() => {});

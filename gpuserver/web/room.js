@@ -1,26 +1,28 @@
 /** A conversation with one tutor: questions out, answers in, and what the room is doing meanwhile. */
 
-import { Conversation, button, node } from './conversation.js';
+import { Conversation } from './conversation.js';
 import { Face } from './face.js';
 import { has, languageOf, say } from './i18n.js';
-import { CLOSE } from './tutor-client.js';
-import { Voice } from './voice.js';
+import { Listening } from './listening.js';
+import { button, node } from './nodes.js';
+import { Playback } from './playback.js';
+import { Turns } from './turns.js';
 import { engineNames } from './welcome.js';
 
 const $ = (id) => document.getElementById(id);
+/** Errors that refuse a question; others are about the microphone's sound or a setting. */
+const REFUSALS = /^(text_|busy$|bad_message$|audio_invalid$|session_ended$|internal_error$)/;
 
 export class Room {
   #player;
   #on;
   #conversation = new Conversation($('messages'), $('log'), $('said'));
-  #voice;
+  #turns = new Turns();
+  #playback;
+  #listening;
   #face;
   #client = null;
   #ready = null;
-  #turn = null; // the answer that is being given: {id, answer}
-  #pending = 0; // questions on their way, whose turns have not begun
-  #dropped = 0; // those of them that were stopped here, whose turns are passed over
-  #spoken = null; // the spoken question whose words are not known yet
   #soundNotice = null;
 
   /**
@@ -31,62 +33,66 @@ export class Room {
     this.#player = player;
     this.#on = on;
     this.#face = new Face($('face'), player);
-    this.#voice = new Voice($('talk'), $('hint'), {
-      begun: () => this.#interruptForVoice(),
-      ended: () => this.#refresh(),
-      clip: (clip) => this.#askByVoice(clip),
-      announce: (text) => this.#conversation.announce(text),
+    this.#playback = new Playback(player, (turnId, ms) => this.#client?.playback(turnId, ms));
+    this.#listening = new Listening(this.#conversation, this.#turns, {
+      stop: () => this.stop(),
+      prime: () => player.prime(),
+      changed: () => this.#refresh(),
     });
     this.#wirePlayer();
     this.#wireForm();
   }
 
-  /** `idle`, `listening`, `thinking`, `speaking` or `offline`. */
+  /** `idle`, `listening`, `hearing`, `thinking`, `speaking` or `offline`. */
   get activity() {
     if (!this.#client?.connected) return 'offline';
-    if (this.#voice.active) return 'listening';
+    if (this.#listening.hearing) return 'hearing';
     if (this.#player.playing) return 'speaking';
-    return this.#busy ? 'thinking' : 'idle';
+    if (this.#busy) return 'thinking';
+    return this.#listening.active ? 'listening' : 'idle';
   }
 
   /** Whether an answer is awaited, being given, or still being heard: the server may be ahead. */
   get #busy() {
-    return Boolean(this.#turn || this.#pending || this.#player.busy);
+    return this.#turns.busy || this.#player.busy;
   }
 
   get face() {
     return this.#face;
   }
 
+  /** Loudness of the microphone, 0 to 1. */
+  get level() {
+    return this.#listening.level;
+  }
+
   /**
    * Takes over a connection that is ready.
    * @param {import('./tutor-client.js').TutorClient} client
    * @param {object} ready its `session.ready`
-   * @param {boolean} fresh whether the conversation begins; otherwise it goes on
    */
-  enter(client, ready, fresh) {
+  enter(client, ready) {
     this.#client?.close();
     this.#client = client;
     this.#ready = ready;
-    this.#turn = null;
-    this.#pending = this.#dropped = 0;
+    this.#turns.forget();
+    this.#begin(ready);
     this.#wireClient(client);
-    this.showEnding(null, null);
-    if (fresh) this.#begin(ready);
-    if (ready.notice) this.#conversation.notice('room.notice', { notice: ready.notice });
-    this.#voice.prepare(ready.tutor, ready.limits.audio_seconds);
-    this.#refresh();
+    client.update({ audio_format: 'binary' });
+    this.#onReady(ready);
     $('question').focus({ preventScroll: true });
+  }
+
+  /** Connects again after an ending. */
+  again() {
+    this.#client.reconnect();
   }
 
   /** Leaves the conversation; the connection is closed. */
   leave() {
-    // An answer that is cut off must not look like a whole one.
-    this.#turn?.answer.done('interrupted');
-    this.#hush();
-    this.#voice.discard();
     const client = this.#client;
     this.#client = null;
+    this.#quiet();
     client?.close();
   }
 
@@ -97,9 +103,10 @@ export class Room {
 
   /** Stops the answer, in sound at once and in the server. */
   stop() {
-    if (this.#busy) this.#client?.interrupt();
-    this.#turn?.answer.done('interrupted');
-    this.#hush();
+    const busy = this.#busy;
+    this.#player.flush(); // first, so that the server knows what was heard when it is told to stop
+    if (busy) this.#client?.interrupt();
+    this.#drop();
     this.#refresh();
   }
 
@@ -118,18 +125,33 @@ export class Room {
     this.#tellOfSound();
   }
 
+  #onReady(ready) {
+    this.#ready = ready;
+    this.#player.expect(ready.audio.sample_rate);
+    const ended = !$('ending').hidden;
+    this.showEnding(null, null);
+    $('line').hidden = true;
+    if (ready.notice) this.#conversation.notice('room.notice', { notice: ready.notice });
+    this.#listening.enter(this.#client, ready);
+    this.#refresh();
+    if (ended) $('question').focus({ preventScroll: true });
+  }
+
   #tellOfSound() {
     if (this.#player.failure) this.#conversation.notice(`sound.${this.#player.failure}`);
   }
 
-  #hush() {
+  /** Silence, and no answer that is cut off looks like a whole one. */
+  #quiet() {
     this.#player.flush();
-    this.#spoken?.drop();
-    this.#spoken = null;
-    this.#turn = null;
-    // The server gives each of them its turn all the same, which ends as soon as it starts.
-    this.#dropped += this.#pending;
-    this.#pending = 0;
+    this.#listening.leave();
+    this.#drop();
+    this.#turns.forget();
+  }
+
+  #drop() {
+    this.#listening.drop();
+    for (const { answer } of this.#turns.stop()) answer?.done('interrupted');
   }
 
   // Asking
@@ -150,12 +172,13 @@ export class Room {
     question.addEventListener('input', () => grow(question));
     $('stop').addEventListener('click', () => this.stop());
     $('discard').addEventListener('click', () => {
-      this.#voice.discard();
+      this.#listening.discard();
       $('talk').focus();
     });
+    $('line-now').addEventListener('click', () => this.#client?.reconnect());
     $('room').addEventListener('keydown', (event) => {
       if (event.key !== 'Escape') return;
-      if (this.#voice.active) this.#voice.discard();
+      if (this.#listening.recording) this.#listening.discard();
       else this.stop();
     });
   }
@@ -163,37 +186,19 @@ export class Room {
   #ask() {
     const text = $('question').value.trim();
     const limits = this.#ready.limits;
-    if (!text || !this.#client?.connected) return;
+    if (!text || !this.#client) return;
     if ([...text].length > limits.text_chars) {
       this.#conversation.notice('error.text_too_long', limits);
       return;
     }
     this.#player.prime();
-    this.#voice.discard();
+    if (this.#listening.recording) this.#listening.discard();
     this.stop();
-    this.#conversation.question(text);
-    if (this.#client.text(text)) this.#pending += 1;
+    const item = this.#conversation.question(text);
+    if (this.#client.text(text)) this.#turns.ask({ text, item, dropped: false });
+    item.waits(!this.#client.connected);
     $('question').value = '';
     grow($('question'));
-    this.#refresh();
-  }
-
-  #interruptForVoice() {
-    this.#player.prime();
-    this.stop();
-  }
-
-  async #askByVoice(clip) {
-    const base64Bytes = Math.ceil(clip.size / 3) * 4 + 100;
-    if (base64Bytes > this.#ready.limits.message_bytes) {
-      this.#conversation.notice('mic.tooLarge');
-      return;
-    }
-    this.#spoken = this.#conversation.spoken();
-    this.#pending += 1;
-    this.#refresh();
-    if (await this.#client?.audio(clip)) return;
-    this.#hush(); // The line was lost meanwhile.
     this.#refresh();
   }
 
@@ -207,74 +212,106 @@ export class Room {
         this.#refresh();
       });
     // What belongs to an answer that was stopped here may still be on its way.
-    const onTurn = (type, act) => on(type, (message) => message.turn_id === this.#turn?.id && act(message));
-    on('turn.started', ({ turn_id: id }) => this.#onTurnStarted(id));
-    onTurn('transcription', ({ content }) => this.#onWords(content));
-    onTurn('sources', ({ passages }) => this.#turn.answer.sources(passages));
-    onTurn('text.delta', ({ content }) => this.#turn.answer.delta(content));
-    onTurn('text', ({ content }) => this.#turn.answer.whole(content));
-    onTurn('audio.delta', (message) => this.#onSound(message));
-    onTurn('visemes', ({ turn_id: id, marks }) => this.#face.add(id, marks));
-    onTurn('turn.done', ({ status }) => this.#onTurnDone(status));
-    on('error', (message) => this.#onError(message));
-    let ending = null;
-    on('session.ending', (message) => (ending = message));
-    on('close', ({ code }) => {
-      this.leave();
-      this.#on.closed({ code, ending, opened: true });
-    });
+    const onTurn = (type, act) =>
+      on(type, (message) => {
+        const turn = this.#turns.get(message.turn_id);
+        if (turn?.answer && !turn.stopped) act(turn, message);
+      });
+    on('queue', ({ turn_id: id, replayed }) => this.#turns.open(id, replayed));
+    on('turn.started', (message) => this.#onTurnStarted(message));
+    onTurn('transcription', (turn, message) => this.#listening.onWords(turn, message));
+    onTurn('sources', ({ answer }, { passages }) => answer.sources(passages));
+    onTurn('text.delta', ({ answer }, { content }) => answer.delta(content));
+    onTurn('text', ({ answer }, { content, replayed }) => answer.whole(content, replayed));
+    onTurn('audio.delta', (_turn, message) => this.#onSound(message));
+    onTurn('visemes', ({ id }, { marks }) => this.#face.add(id, marks));
+    onTurn('audio.paused', (_turn, { replayed }) => replayed || this.#player.hold());
+    onTurn('audio.resumed', () => this.#onResumed());
+    on('turn.done', (message) => this.#onTurnDone(message));
+    on('error', (message) => message.replayed || this.#onError(message));
+    this.#listening.wire(on);
+    this.#wireLine(client, on);
   }
 
-  #onTurnStarted(id) {
-    if (this.#dropped) {
-      this.#dropped -= 1;
-      return;
-    }
-    this.#pending = Math.max(0, this.#pending - 1);
-    this.#turn = { id, answer: this.#conversation.answer(this.#ready.tutor.name) };
+  #onTurnStarted({ turn_id: id, question, replayed }) {
+    const turn = this.#turns.open(id, replayed);
+    turn.started = true;
+    if (turn.stopped) return;
+    if (replayed && question) this.#conversation.question(question);
+    if (!turn.asked?.text && !replayed) this.#listening.onTurnStarted(turn);
+    turn.answer = this.#conversation.answer(this.#ready.tutor.name);
   }
 
-  #onWords(content) {
-    this.#spoken?.heard(content);
-    this.#spoken = null;
-  }
-
-  #onSound({ turn_id: turnId, data, sample_rate: sampleRate, offset }) {
-    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-    const samples = new Int16Array(bytes.buffer, 0, bytes.length >> 1);
+  #onSound({ turn_id: turnId, samples, sample_rate: sampleRate, offset, replayed }) {
+    if (replayed) return; // It was heard before the page was loaded again.
+    this.#playback.received(turnId, ((offset + samples.length) / sampleRate) * 1000);
     this.#player.play({ turnId, samples, sampleRate, offset });
   }
 
-  #onTurnDone(status) {
-    this.#spoken?.drop();
-    this.#spoken = null;
-    this.#turn.answer.done(status);
-    this.#turn = null;
+  #onResumed() {
+    this.#listening.drop();
+    this.#player.go();
+  }
+
+  #onTurnDone({ turn_id: id, status, heard, timeline, replayed }) {
+    const turn = this.#turns.get(id);
+    if (!turn) return;
+    this.#turns.end(id);
+    turn.spoken?.drop();
+    turn.answer?.done(status, heard ?? null);
+    turn.answer?.foot({
+      rate: (rating) => this.#client?.feedback(id, rating),
+      timeline: replayed ? null : timeline,
+    });
+    if (turn.stopped || replayed) return;
     if (status === 'interrupted') this.#player.flush();
-    else this.#player.end();
+    else {
+      this.#player.go();
+      this.#player.end();
+    }
   }
 
   #onError({ code, content, turn_id: turnId }) {
-    if (turnId && turnId !== this.#turn?.id) return;
-    this.#spoken?.drop();
-    this.#spoken = null;
-    if (!turnId) this.#refused();
+    if (turnId && !this.#turns.get(turnId)) return;
+    if (!turnId && REFUSALS.test(code)) this.#turns.refused(false);
+    else if (!turnId) this.#listening.refused();
     const key = `error.${code}`;
     if (has(key)) this.#conversation.notice(key, this.#ready.limits);
     else this.#conversation.notice('error.other', { content });
   }
 
-  /** A question was not accepted: it gets no turn. */
-  #refused() {
-    if (this.#pending) this.#pending -= 1;
-    else if (this.#dropped) this.#dropped -= 1;
+  // The line
+
+  #wireLine(client, on) {
+    let ending = null;
+    on('session.ending', (message) => (ending = message));
+    on('reconnecting', () => {
+      $('line').hidden = false;
+      this.#listening.onLost();
+    });
+    on('reconnected', ({ resumed }) => {
+      if (!resumed) this.#onForgotten();
+      this.#turns.sent();
+    });
+    on('session.ready', (ready) => this.#onReady(ready));
+    on('close', ({ code, opened }) => {
+      this.#quiet();
+      $('line').hidden = true;
+      this.#on.closed({ code, ending, opened });
+    });
+  }
+
+  /** The server knows nothing any more of what was going on; what waits is asked again. */
+  #onForgotten() {
+    this.#player.flush();
+    for (const { answer } of this.#turns.forgetRunning()) answer?.done('failed');
   }
 
   // What is shown meanwhile
 
   #wirePlayer() {
     const player = this.#player;
-    for (const type of ['started', 'drained']) player.addEventListener(type, () => this.#refresh());
+    for (const type of ['started', 'drained', 'stopped']) player.addEventListener(type, () => this.#refresh());
     player.addEventListener('started', () => this.#soundNotice?.remove());
     player.addEventListener('unavailable', () => this.#tellOfSound());
     player.addEventListener('blocked', () => {
@@ -286,14 +323,15 @@ export class Room {
 
   #refresh() {
     const activity = this.activity;
+    const stoppable = this.#busy && !this.#listening.recording;
+    if (!stoppable && document.activeElement === $('stop')) $('question').focus();
+    $('stop').hidden = !stoppable;
+    $('discard').hidden = !this.#listening.recording;
+    $('send').hidden = this.#listening.recording;
+    if (document.documentElement.dataset.activity === activity) return;
     document.documentElement.dataset.activity = activity;
     this.#face.mood = activity;
     say($('activity'), `state.${activity}`);
-    const stoppable = this.#busy && activity !== 'listening';
-    if (!stoppable && document.activeElement === $('stop')) $('question').focus();
-    $('stop').hidden = !stoppable;
-    $('discard').hidden = activity !== 'listening';
-    $('send').hidden = activity === 'listening';
   }
 
   /**
@@ -305,7 +343,7 @@ export class Room {
   showEnding(key, offer, params = {}) {
     $('ending').replaceChildren();
     $('ending').hidden = !key;
-    $('ask').hidden = $('hint').hidden = Boolean(key);
+    $('ask').hidden = $('hints').hidden = Boolean(key);
     if (key) say($('ending').appendChild(node('p')), key, params);
     if (offer) $('ending').append(button(offer.key, offer.act));
     this.#refresh();
@@ -316,22 +354,4 @@ export class Room {
 function grow(box) {
   box.style.height = 'auto';
   box.style.height = `${box.scrollHeight + 2}px`;
-}
-
-/**
- * Why a connection ended, as a sentence and an offer.
- * @param {{code: number, ending: {reason: string} | null}} detail
- * @param {boolean} own whether this page made the session, and can make another
- * @returns {{key: string, offer: 'do.again' | 'do.here' | 'do.fresh' | null}}
- */
-export function explainClose({ code, ending }, own) {
-  if (code === CLOSE.replaced) return { key: 'end.replaced', offer: 'do.here' };
-  if (code === CLOSE.restarting) return { key: 'end.restarting', offer: 'do.again' };
-  if (code === CLOSE.tooSlow) return { key: 'end.slow', offer: 'do.again' };
-  if (code === CLOSE.ended || (code >= 4500 && code < 5000)) {
-    if (!own) return { key: 'end.endedSchool', offer: null };
-    const idle = ['idle', 'expired', 'timeout'].includes(ending?.reason);
-    return { key: idle ? 'end.idle' : 'end.ended', offer: 'do.fresh' };
-  }
-  return { key: 'end.lost', offer: 'do.again' };
 }

@@ -1,8 +1,8 @@
 /**
- * The microphone button: hold it to talk, or press it once to start and once to send.
+ * The gestures of the talk button, by pointer, space, Enter and a screen reader's click.
  *
- * By pointer, by space (held or pressed), by Enter, and by a screen reader's click. Escape discards.
- * It knows of gestures only: `begin`, `finish` and `discard` say what they mean.
+ * As a switch, a press opens the microphone and another closes it. As push to talk, it is held to
+ * talk, or pressed once to start and once to send; Escape discards. It knows of gestures only.
  */
 
 /** A press shorter than this starts a recording that a second press ends. */
@@ -17,7 +17,8 @@ export class TalkButton {
 
   /**
    * @param {HTMLButtonElement} button
-   * @param {{begin: () => void, finish: () => void, discard: () => void, active: () => boolean}} on
+   * @param {{begin: () => void, finish: () => void, discard: () => void, active: () => boolean,
+   *   held: () => boolean}} on `held`: whether it is push to talk, otherwise a switch
    */
   constructor(button, on) {
     this.#button = button;
@@ -47,28 +48,31 @@ export class TalkButton {
     if (!this.#startedByThisPress || held >= TAP_MS) this.#on.finish();
   }
 
+  #toggle() {
+    if (this.#on.active()) this.#on.finish();
+    else this.#on.begin();
+  }
+
   #onPointerDown(event) {
-    if (event.button !== 0) return;
+    if (event.button !== 0 || !this.#on.held()) return;
     this.#button.setPointerCapture(event.pointerId); // The finger may slide off while talking.
     this.#press();
   }
 
   #onClick(event) {
-    // `detail` counts a pointer's clicks, which were handled as presses; Enter and assistive
-    // technology click without one.
-    if (event.detail !== 0) return;
-    if (this.#on.active()) this.#on.finish();
-    else this.#on.begin();
+    // `detail` counts a pointer's clicks, which push to talk has handled as presses; Enter and
+    // assistive technology click without one.
+    if (!this.#on.held() || event.detail === 0) this.#toggle();
   }
 
   #onKey(event) {
-    if (event.key === 'Escape' && this.#on.active()) {
+    if (event.key === 'Escape' && this.#on.active() && this.#on.held()) {
       event.stopPropagation();
       this.#pressedAt = 0;
       this.#space = false;
       this.#on.discard();
     }
-    if (event.key !== ' ') return;
+    if (event.key !== ' ' || !this.#on.held()) return;
     event.preventDefault();
     if (event.repeat || this.#space) return;
     this.#space = true;
@@ -76,7 +80,7 @@ export class TalkButton {
   }
 
   #onKeyUp(event) {
-    if (event.key !== ' ') return;
+    if (event.key !== ' ' || !this.#space) return;
     event.preventDefault(); // or the browser would click as well
     this.#space = false;
     this.#release();

@@ -1,6 +1,6 @@
 /** What is shown before a conversation: the models loading, the tutors to choose from, a problem. */
 
-import { button, node } from './conversation.js';
+import { button, node } from './nodes.js';
 import { drawFace } from './face.js';
 import { languageOf, say, t } from './i18n.js';
 
