@@ -58,8 +58,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(state.store.open)
-        state.sessions.restore(await asyncio.to_thread(state.store.load))
+        await asyncio.to_thread(_open_store, state)
         async with asyncio.TaskGroup() as group:
             loading = group.create_task(_load(tutoring, on_fatal))
             sweeping = group.create_task(state.sessions.sweep_forever(_SWEEP_SECONDS))
@@ -105,10 +104,15 @@ class Server(uvicorn.Server):
         self._state: State = app.state.gpuserver
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        grace = self._state.settings.shutdown_grace_seconds
+        began = time.monotonic()
         self._state.sessions.end_all()
         with suppress(TimeoutError):
-            async with asyncio.timeout(_FAREWELL_SECONDS):
+            async with asyncio.timeout(min(_FAREWELL_SECONDS, grace)):
                 await self._state.door.empty()
+        # Both together take no longer than the grace.
+        left = grace - (time.monotonic() - began)
+        self.config.timeout_graceful_shutdown = max(1, round(left))
         await super().shutdown(sockets)
 
 
@@ -130,6 +134,8 @@ def serve(settings: Settings) -> int:
     server = Server(app, settings)
     url = local_url(*listener.getsockname()[:2])
     with listener, claimed(settings.data_dir, url):
+        # Before the loop runs, so that a file that can't be used is one sentence.
+        _open_store(app.state.gpuserver)
         log.info("listening", url=url)
         server.run(sockets=[listener])
     if fatal:
@@ -207,6 +213,13 @@ def _state(settings: Settings, tutoring: Tutoring) -> State:
         ManagementGuard(settings),
         time.monotonic(),
     )
+
+
+def _open_store(state: State) -> None:
+    """Take up what was kept, unless that is done. Blocks. Raises ConfigurationError."""
+    if not state.store.opened:
+        state.store.open()
+        state.sessions.restore(state.store.load())
 
 
 def _rules(settings: Settings) -> Rules:

@@ -134,10 +134,15 @@ Serve = Callable[..., AbstractAsyncContextManager[Scripted]]
 
 @pytest.fixture
 def serve(cast: Cast, make_settings: Callable[..., Settings]) -> Serve:
-    """`async with serve(max_sessions=2) as server:` runs a scripted server with those settings."""
+    """`async with serve(max_sessions=2) as server:` runs a scripted server with those settings.
+
+    `clock` is the sessions' monotonic clock.
+    """
 
     @asynccontextmanager
-    async def run(**given: Any) -> AsyncIterator[Scripted]:
+    async def run(
+        clock: Callable[[], float] = time.monotonic, **given: Any
+    ) -> AsyncIterator[Scripted]:
 
         def assemble() -> tuple[Settings, Tutoring, FastAPI]:
             settings = make_settings(**given)
@@ -145,6 +150,7 @@ def serve(cast: Cast, make_settings: Callable[..., Settings]) -> Serve:
             return settings, tutoring, create_app(settings, tutoring)
 
         settings, tutoring, app = await asyncio.to_thread(assemble)
+        app.state.gpuserver.sessions._clock = clock
         async with uvicorn_on(app, settings) as (url, server):
             while not tutoring.progress.ready:
                 await asyncio.sleep(0.005)

@@ -164,8 +164,8 @@ class ToneTTS(_Runtime):
         self.clauses.append(clause)
         if self.fail is not None:
             raise self.fail
-        for word, steps in self.instead.items():
-            if word in clause:
+        for key, steps in self.instead.items():
+            if key in clause:
                 for step in steps:
                     if isinstance(step, Exception):
                         raise step
@@ -187,19 +187,27 @@ class ToneTTS(_Runtime):
 
 
 class OpenVAD(_Runtime):
-    """Everything that is not digital silence is speech."""
+    """Everything that is not digital silence is speech. `fails` breaks the next detector."""
+
+    fails: Exception | None = None
 
     def trim(self, audio: Audio) -> Audio | None:
         return audio if audio.samples.any() else None
 
     def detector(self) -> OpenDetector:
-        return OpenDetector()
+        failure, self.fails = self.fails, None
+        return OpenDetector(failure)
 
 
 class OpenDetector:
     """The same of a microphone."""
 
+    def __init__(self, failure: Exception | None = None) -> None:
+        self._failure = failure
+
     def score(self, frame: NDArray[np.int16]) -> float:
+        if self._failure is not None:
+            raise self._failure
         assert frame.shape == (512,)
         assert frame.dtype == np.int16
         # Resampling leaves a trace of noise where there was none.

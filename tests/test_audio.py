@@ -19,8 +19,9 @@ from av.audio.stream import AudioStream
 from av.packet import Packet
 from av.video.frame import VideoFrame
 
-from gpuserver.audio import Audio, Microphone, decode, wav
+from gpuserver.audio import Audio, decode, wav
 from gpuserver.errors import AudioInvalid, AudioTooLong
+from gpuserver.microphone import Microphone
 from tests.speech import encode, flite, joined, noise, silence, webm_opus
 
 LIMIT = 60

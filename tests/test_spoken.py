@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 
+from gpuserver.config import Settings
 from gpuserver.live.playout import PIECE_MS, Playout, pieces
 from gpuserver.providers import Speech, VisemeMark, WordTime
-from gpuserver.tutor.events import SpeechChunk
+from gpuserver.tutor.conversation import Conversation
+from gpuserver.tutor.events import Ended, Event, SpeechChunk, SpeechDone
 from gpuserver.tutor.spoken import Spoken
+from gpuserver.tutor.turn import Question, Turn, limits_of
+from gpuserver.tutor.tutoring import Tutoring
+from tests.fakes import Cast
 
 
 def spoken(*clauses: tuple[str, list[str]]) -> Spoken:
@@ -155,3 +162,36 @@ async def test_the_clients_reports_beat_the_clock_and_grow_old() -> None:
     assert playout.heard_ms() == 2500
     playout.report(9_000)
     assert playout.heard_ms() == 4000
+
+
+async def test_a_turn_does_not_end_while_the_last_of_its_speech_is_held_still(
+    cast: Cast, make_settings: Callable[..., Settings]
+) -> None:
+    tutoring = await asyncio.to_thread(lambda: Tutoring(make_settings(), factory=cast.find))
+    await tutoring.load()
+    cast.llm.scripts.append(["All of it. "])
+    playout = Playout(5000, time.monotonic)
+    told: list[Event] = []
+
+    class Sink:
+        async def write(self, event: Event) -> None:
+            if isinstance(event, SpeechChunk):
+                await playout.wait_for(event.start_ms, event.end_ms)
+                playout.pause()
+            elif isinstance(event, SpeechDone):
+                await playout.until_moving()
+            told.append(event)
+
+    async with tutoring.engines.lease(1) as engine:
+        question = Question("en", "What is a list?", speak=True)
+        limits = limits_of(make_settings())
+        turn = Turn(engine, Conversation(4), question, Sink(), kb_id=None, limits=limits)
+        running = asyncio.create_task(turn.run())
+        while not playout.paused:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        assert not running.done()
+        playout.resume()
+        await running
+    assert isinstance(told[-1], Ended)
+    await tutoring.close()

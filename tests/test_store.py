@@ -255,6 +255,24 @@ async def test_a_full_disk_heals(store: Store, path: Path) -> None:
     assert store.lost_through("ada") == 0
 
 
+async def test_what_was_deleted_while_the_disk_was_full_stays_deleted(
+    store: Store, path: Path
+) -> None:
+    store.save(replace(ADA, id="other"))
+    await store.frames("ada", 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        store.drop("ada")
+        for seq in range(1, 301):
+            store.append("other", seq, "x" * 2000)
+        await until(lambda: store.failing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    await until(lambda: not store.failing)
+    assert [found.id for found in await asyncio.to_thread(store.load)] == ["other"]
+
+
 async def test_memory_is_bounded_while_nothing_can_be_written(path: Path) -> None:
     store = await asyncio.to_thread(opened, path, pending_bytes=100_000)
     store.save(ADA)

@@ -103,7 +103,8 @@ async def test_events_come_in_order_and_tell_every_stage(engine_of: EngineOf, ca
     assert kinds.index("Sources") < kinds.index("TextDelta")
     assert kinds[-1] == "Ended"
     assert set(kinds) == {
-        "Started", "Recognised", "Sources", "TextDelta", "TextDone", "SpeechChunk", "Ended",
+        "Started", "Recognised", "Sources", "TextDelta", "TextDone", "SpeechChunk", "SpeechDone",
+        "Ended",
     }  # fmt: skip
     assert record.ended.status == "completed"
     stages = ["transcript", "passages", "first_token", "first_clause", "first_audio", "done"]

@@ -20,6 +20,8 @@ from gpuserver.tutor import events
 from gpuserver.tutor.ai_engine import AIEngine
 from gpuserver.tutor.turn import Question
 
+_OUTBOX_FRAMES: Final = 256
+
 Frame = str | bytes
 """An encoded message: a text frame or a binary one."""
 
@@ -29,6 +31,8 @@ class Source(Protocol):
 
     lost: bool
     """Whether it came to its end because something in it is gone."""
+    position: int
+    """The number of the last event given; 0 where events have none."""
     direct: Callable[[Frame], bool] | None
     """Takes a frame as it comes, while nobody is behind; says whether it did."""
 
@@ -47,6 +51,9 @@ class Source(Protocol):
 
 class Outlet(Protocol):
     """A connection, as a dialect sees it."""
+
+    resumed: bool
+    """Whether its client has said where it left off."""
 
     def follow(self, source: Source, first: Frame) -> None:
         """Send this frame, and from then on what the source has."""
@@ -89,8 +96,11 @@ class Dialect(ABC):
         """Tell what is wrong with what the client sent, or why a turn failed."""
 
     @abstractmethod
-    def farewell(self, error: GpuServerError) -> Frame:
-        """The last message before the socket is closed."""
+    def farewell(self, error: GpuServerError, last_seq: int | None = None) -> Frame:
+        """The last message before the socket is closed.
+
+        `last_seq`: the number of the last event on this socket, where it is not the session's.
+        """
 
     @staticmethod
     @abstractmethod
@@ -115,9 +125,10 @@ def now() -> datetime:
 
 
 class Outbox:
-    """Frames for one connection, which are gone with it."""
+    """Frames for one connection, which are gone with it; a client that takes none is lost."""
 
     lost = False
+    position = 0
     direct: Callable[[Frame], bool] | None = None
 
     def __init__(self) -> None:
@@ -125,6 +136,8 @@ class Outbox:
         self._filled = asyncio.Event()
 
     def put(self, frame: Frame) -> None:
+        if len(self._frames) == _OUTBOX_FRAMES:
+            self.lost = True
         self._frames.append(frame)
         self._filled.set()
 
@@ -137,9 +150,11 @@ class Outbox:
         self._frames.clear()
 
     async def next(self) -> list[Frame]:
-        while not (frames := self.take()):
+        while not self.lost:
+            if frames := self.take():
+                return frames
             await self._filled.wait()
-        return frames
+        return []
 
 
 class Dialect1(Dialect):
@@ -205,7 +220,7 @@ class Dialect1(Dialect):
     def _send(self, message: protocol.ServerMessage1) -> None:
         self._outbox.put(protocol.encode(message))
 
-    def farewell(self, error: GpuServerError) -> Frame:
+    def farewell(self, error: GpuServerError, last_seq: int | None = None) -> Frame:
         return protocol.encode(protocol.Error1(error.sentence(self._language), error.code, now()))
 
     @staticmethod

@@ -9,7 +9,7 @@ from typing import Final
 
 from gpuserver import protocol
 from gpuserver.api.dialects import Dialect, Frame, Outlet, bytes_of, now
-from gpuserver.errors import GpuServerError, UpdateRefused
+from gpuserver.errors import GpuServerError, MessageInvalid, UpdateRefused
 from gpuserver.language import LANGUAGES, Language, prose, sentences
 from gpuserver.live import events as live_events
 from gpuserver.live.dialogue import Manner
@@ -61,6 +61,9 @@ class DialectV2(Dialect):
         self._follow(outlet, self._log.last_seq, resumed=False)
 
     def _resume(self, outlet: Outlet, last_seq: int) -> None:
+        if outlet.resumed:
+            raise MessageInvalid(problem="a connection is resumed once, at its beginning")
+        outlet.resumed = True
         resumed = self._log.can_resume(last_seq)
         self._live.metrics.count_resume(resumed=resumed)
         if not resumed:
@@ -100,9 +103,12 @@ class DialectV2(Dialect):
         if isinstance(frame, bytes):
             self._live.microphone.append(frame)
             return
-        match protocol.parse_v2(frame):
-            case protocol.AudioAppend(data=data):
-                self._live.microphone.append(bytes_of(data))
+        message = protocol.parse_v2(frame)
+        if isinstance(message, protocol.AudioAppend):
+            self._live.microphone.append(bytes_of(message.data))
+            return
+        self._live.check_alive(use=not isinstance(message, protocol.Ping))
+        match message:
             case protocol.Playback(turn_id=turn_id, heard_ms=heard_ms):
                 self._live.heard(turn_id, heard_ms)
             case protocol.Ping():
@@ -113,7 +119,7 @@ class DialectV2(Dialect):
                 self._live.interrupt(turn_id)
             case protocol.Resume(last_seq=last_seq):
                 self._resume(outlet, last_seq)
-            case message:
+            case _:
                 self._act(message)
 
     def _act(self, message: protocol.ClientMessage) -> None:
@@ -235,8 +241,6 @@ class DialectV2(Dialect):
                 for word in speech.words
             ]
             self._send(protocol.Visemes(*self._stamp(), turn_id, marks, words))
-        if not output.audio:
-            return
         seq = self._log.next_seq()
         frame: Frame
         if self._audio.audio_format == "binary":
@@ -279,10 +283,11 @@ class DialectV2(Dialect):
             )
         )
 
-    def farewell(self, error: GpuServerError) -> Frame:
+    def farewell(self, error: GpuServerError, last_seq: int | None = None) -> Frame:
         reason = str(error.details.get("reason", error.code))
         sentence = error.sentence(self._language)
-        return protocol.encode(protocol.SessionEnding(self._log.last_seq, now(), reason, sentence))
+        seq = self._log.last_seq if last_seq is None else last_seq
+        return protocol.encode(protocol.SessionEnding(seq, now(), reason, sentence))
 
     @staticmethod
     def refusal(live: LiveSession, error: GpuServerError) -> Frame:

@@ -15,6 +15,7 @@ from gpuserver.api.security import origin_allowed
 from gpuserver.api.tutor_v2 import DialectV2
 from gpuserver.api.uvicorn_protocols import WIRE, Wire
 from gpuserver.errors import (
+    EngineFailed,
     GpuServerError,
     KnowledgeBaseNotFound,
     Replaced,
@@ -31,8 +32,7 @@ log = get_logger(__name__)
 _CLOSE_SECONDS: Final = 2.0
 _STOP_SECONDS: Final = 1.0
 """Time for a session's running turn to end before its client is bidden farewell."""
-_WITHOUT_A_CLOSE: Final = frozenset({1005, 1006})
-_RETURN_SECONDS: Final = 0.3
+_RETURN_SECONDS: Final = 1.0
 """Time for a client that returns to say where it left off, before it is greeted as one that
 does not."""
 
@@ -53,6 +53,7 @@ class Connection:
         self._batch: list[Frame] = []
         self._followed = asyncio.Event()
         self._gone = False
+        self.resumed = False
         self.replaced = asyncio.Event()
         """Set when another client has taken the session over."""
 
@@ -77,10 +78,12 @@ class Connection:
             assert source is not None
             frames = source.take()
             if frames:
+                # What was taken must be here when this is cancelled.
+                self._batch += frames
                 # Others get their turn: a send that finds room never waits.
                 await asyncio.sleep(0)
-            else:
-                frames = await source.next()
+                continue
+            frames = await source.next()
             if source is self._source:
                 if not frames:
                     break
@@ -89,6 +92,11 @@ class Connection:
             # It fell so far behind that what it misses is gone: it may come back and begin anew.
             self._metrics.count_dropped_connection("stalled")
             self.abort()
+
+    @property
+    def position(self) -> int | None:
+        """The number of the last event taken; None where nothing is sent yet."""
+        return None if self._source is None else self._source.position
 
     async def close(self, last: Frame | None, code: int, reason: str) -> None:
         """Send what is left and a last frame, and close; or drop a client that takes nothing.
@@ -254,7 +262,8 @@ class Door:
             await connection.close(kind.refusal(live, error), code, error.code)
             return
         earlier = live.listener
-        dialect = earlier if earlier is not None and type(earlier) is kind else kind(live, engine)
+        goes_on = earlier is not None and earlier.lasting and type(earlier) is kind
+        dialect = earlier if goes_on else kind(live, engine)
         assert isinstance(dialect, Dialect)
         live.attach(connection, dialect)
         try:
@@ -266,7 +275,7 @@ class Door:
     async def _serve(
         self, websocket: WebSocket, connection: Connection, dialect: Dialect, live: LiveSession
     ) -> None:
-        """Until the client leaves, the session ends, or another client replaces this one."""
+        """Until the client leaves, the session ends or fails, or another client takes it over."""
         session = live.session
         async with asyncio.TaskGroup() as group:
             sending = group.create_task(connection.send_all())
@@ -275,6 +284,7 @@ class Door:
                 receiving,
                 group.create_task(session.ended.wait()),
                 group.create_task(connection.replaced.wait()),
+                group.create_task(live.stopped.wait()),
             ]
             await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
             if session.ended.is_set():
@@ -283,6 +293,11 @@ class Door:
                 task.cancel()
         if session.ended.is_set() or connection.replaced.is_set():
             await _bid_farewell(connection, dialect, session)
+        elif live.stopped.is_set():
+            # A bug has ended its work: the client may come back, and it is begun anew.
+            error = EngineFailed(engine="tutor")
+            last = dialect.refusal(live, error)
+            await connection.close(last, protocol.CLOSE_SHUTDOWN, error.code)
 
     async def _receive(
         self, websocket: WebSocket, connection: Connection, dialect: Dialect, session: Session
@@ -291,16 +306,21 @@ class Door:
         first = await _first(websocket, dialect)
         if first is not None and first.get("type") == "websocket.disconnect":
             return
-        if first is None or not dialect.is_return(first.get("text")):
+        late = connection.replaced.is_set()
+        if not late and not (first and dialect.is_return(first.get("text"))):
             dialect.greet(connection, self._notice(session))
-        while True:
+        while not connection.replaced.is_set():
             message = first or await websocket.receive()
             first = None
             if message["type"] == "websocket.disconnect":
-                if message.get("code") in _WITHOUT_A_CLOSE:
+                # A close frame has a reason, if only an empty one.
+                if "reason" not in message:
                     self._metrics.count_dropped_connection("lost")
                 return
             await pace.next()
+            if connection.replaced.is_set():
+                # What a client says too late must not reach the session, which is another's.
+                return
             frame: Frame | None = message.get("text")
             if frame is None:
                 frame = message.get("bytes") or b""
@@ -340,7 +360,9 @@ async def _stopped(live: LiveSession) -> None:
 
 async def _bid_farewell(connection: Connection, dialect: Dialect, session: Session) -> None:
     if session.end_reason is None:
-        await connection.close(dialect.farewell(Replaced()), protocol.CLOSE_REPLACED, "replaced")
+        # What happens from now on is for the other client.
+        last = dialect.farewell(Replaced(), connection.position)
+        await connection.close(last, protocol.CLOSE_REPLACED, "replaced")
         return
     last = dialect.farewell(SessionEnded(reason=session.end_reason))
     shutdown = session.end_reason is EndReason.SHUTDOWN

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-import orjson
-
 from gpuserver.errors import Busy, Restarted, TextEmpty, TextTooLong
 from gpuserver.live import events
 from gpuserver.live.playout import Playout, pieces
@@ -21,7 +19,7 @@ from gpuserver.sessions.session_manager import Session, SessionManager
 from gpuserver.sessions.store import StoreUnreadable
 from gpuserver.tutor.ai_engine import AIEngine
 from gpuserver.tutor.conversation import Conversation, Exchange
-from gpuserver.tutor.events import Ended, Event, SpeechChunk, TextDone
+from gpuserver.tutor.events import Ended, Event, SpeechChunk, SpeechDone, Started, TextDone
 from gpuserver.tutor.turn import Question, Turn, TurnLimits
 
 log = get_logger(__name__)
@@ -73,6 +71,8 @@ class _Sink:
         """The turn counts: what was held back goes out, in order."""
         self.turn_id = turn_id
         for event in self._held:
+            if isinstance(event, Ended):
+                self.ended = event
             self._listener.write(turn_id, event)
         self._held.clear()
         self._released.set()
@@ -86,6 +86,10 @@ class _Sink:
             await self._released.wait()
         if isinstance(event, Ended):
             self.ended = event
+        if isinstance(event, SpeechDone):
+            # Held still, the answer may yet be interrupted.
+            await self._playout.until_moving()
+            return
         if not isinstance(event, SpeechChunk) or not self._listener.paced:
             self._listener.write(self.turn_id, event)
             return
@@ -103,6 +107,12 @@ class _Answer:
     playout: Playout
     task: asyncio.Task[None]
     stopping: bool = False
+
+    def stop(self) -> None:
+        """Interrupt it, keeping how much of it was heard by now."""
+        self.stopping = True
+        self.turn.heard(self.playout.heard_ms(), reported=False)
+        self.task.cancel()
 
 
 @dataclass(slots=True, eq=False)
@@ -159,7 +169,7 @@ class Answering:
             if len(question.text) > self._limits.text_chars:
                 raise TextTooLong(limit=self._limits.text_chars)
         if self._limits.replaces and listener.lasting:
-            self.interrupt()
+            self.interrupt(by="message")
         if self._in_line() >= self._limits.waiting_questions:
             raise Busy(limit=self._limits.waiting_questions)
         asked = _Asked(
@@ -177,10 +187,10 @@ class Answering:
             listener.write(asked.turn_id, events.Queued(before, eta))
         return asked.turn_id
 
-    def interrupt(self, turn_id: str | None = None, *, by: Interrupter = "message") -> None:
+    def interrupt(self, turn_id: str | None = None, *, by: Interrupter | None = None) -> None:
         """Stop the running turn (if it is the named one) and drop what waits behind it.
 
-        Every one of them ends as interrupted, in order.
+        Every one of them ends as interrupted, in order. `by` is None where nobody wished it.
         """
         current = self._current
         if turn_id is not None and (current is None or current.sink.turn_id != turn_id):
@@ -188,18 +198,17 @@ class Answering:
         for asked in self._waiting:
             asked.dropped = True
         if current is not None and not current.stopping:
-            current.stopping = True
-            current.turn.heard(current.playout.heard_ms(), reported=False)
-            current.task.cancel()
-            self._metrics.count_interruption(by)
+            current.stop()
+            if by is not None:
+                self._metrics.count_interruption(by)
 
     def heard(self, turn_id: str, ms: int) -> None:
         """The client says how much of a turn's speech it has played."""
         for answer in (self._current, self._last):
-            if answer is not None and answer.sink.turn_id == turn_id:
-                answer.playout.report(ms)
-                if answer.turn.heard(ms, reported=True):
-                    self._remember(answer)
+            if answer is None or answer.sink.turn_id != turn_id:
+                continue
+            if answer.turn.heard(answer.playout.report(ms), reported=True):
+                self._remember(answer)
 
     # What an open microphone makes of it
 
@@ -260,9 +269,21 @@ class Answering:
             self._engine = engine
             while True:
                 await self._wake.wait()
-                while self._waiting:
-                    await self._answer(self._waiting.popleft())
+                try:
+                    while self._waiting:
+                        await self._answer(self._waiting.popleft())
+                except asyncio.CancelledError:
+                    self._end_line()
+                    raise
                 self._wake.clear()
+
+    def _end_line(self) -> None:
+        """The session is over: what is in line ends as well, each in its own turn."""
+        for asked in self._waiting:
+            asked.listener.write(asked.turn_id, Started(asked.question.text))
+            asked.listener.write(asked.turn_id, Ended("interrupted", {}, {}, None, ""))
+        self._waiting.clear()
+        self._manager.note_turn(self._session, None)
 
     def end_lost_turns(self, listener: Listener) -> None:
         """Tell how the turns ended that a restart of the server cut off, answered and in line."""
@@ -286,12 +307,13 @@ class Answering:
                 answer.task.cancel()
             try:
                 await asyncio.wait([answer.task])
-                if not answer.turn.began:
-                    await answer.turn.skip()
             finally:
                 # When the session ends, its turn still tells its own ending.
-                answer.task.cancel()
-                await asyncio.wait([answer.task])
+                if not answer.task.done():
+                    answer.stop()
+                    await asyncio.wait([answer.task])
+                if not answer.turn.began:
+                    await answer.turn.skip()
                 self._current = None
                 self._conclude(asked, answer)
         self._usual_seconds += (self._clock() - began - self._usual_seconds) / 4
@@ -360,7 +382,7 @@ class Answering:
         if exchange is not None:
             number = int(answer.sink.turn_id[1:])
             keep = self._limits.history_turns
-            self._manager.remember(self._session, number, orjson.dumps(exchange), keep)
+            self._manager.remember(self._session, number, exchange.encode(), keep)
 
     async def _recall(self) -> None:
         """The conversation from before a restart of the server."""
@@ -370,4 +392,6 @@ class Answering:
             log.warning("the conversation so far can't be read", session=self._session.id)
             return
         for payload in payloads:
-            self._conversation.add(Exchange(**orjson.loads(payload)))
+            exchange = Exchange.decode(payload)
+            if exchange is not None:
+                self._conversation.add(exchange)

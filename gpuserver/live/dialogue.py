@@ -45,11 +45,13 @@ class Dialogue:
         listener: Callable[[], Listener],
         manner: Callable[[], Manner],
         barge_in: BargeIn,
+        touch: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._answering, self._listener = answering, listener
         self._manner = manner
         self._barge_in = barge_in
+        self._touch = touch
         self._clock = clock
         self._answer_since: float | None = None
         self._interrupted = False
@@ -57,6 +59,7 @@ class Dialogue:
         self._timer: asyncio.TimerHandle | None = None
 
     def speech_started(self) -> None:
+        self._touch()
         self._interrupted = False
         self._tell(events.SpeechStarted())
         self._meet_answer()
@@ -69,13 +72,15 @@ class Dialogue:
     def partial(
         self, stable: str, tentative: str, confidence: float, speech_seconds: float
     ) -> None:
+        self._touch()
         self._tell(events.Partial(stable, tentative))
         if self._answering.busy:
             words = f"{stable} {tentative}".strip()
             self._act(self._judge(words, confidence, speech_seconds, ended=False))
 
     def pause(self, transcript: Transcript, ended: float) -> None:
-        if not self._answering.busy:
+        # With push to talk a pause says nothing, and may last.
+        if not self._answering.busy and not self._manner().manual:
             self._answering.begin_ahead(self._question(transcript), self._listener(), ended)
 
     def go_on(self) -> None:

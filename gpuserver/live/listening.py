@@ -12,11 +12,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuserver.audio import SAMPLE_RATE, Audio, Encoding, Microphone
+from gpuserver.audio import SAMPLE_RATE, Audio
 from gpuserver.errors import (
     AudioInvalid,
     AudioTooFast,
     EngineFailed,
+    EngineStalled,
     GpuServerError,
     NoSpeech,
     NotUnderstood,
@@ -32,6 +33,7 @@ from gpuserver.live.endpointing import (
 )
 from gpuserver.live.hearing import Engine, Hearing
 from gpuserver.live.partial_transcript import PartialTranscript
+from gpuserver.microphone import Encoding, Microphone
 from gpuserver.observability import get_logger
 from gpuserver.providers import DETECTOR_FRAME, Transcript
 from gpuserver.tutor.ai_engine import LEAST_CONFIDENCE
@@ -40,6 +42,8 @@ log = get_logger(__name__)
 
 _AHEAD_SECONDS: Final = 5.0
 """How far the sound may run ahead of real time: what a client sends at once after a break."""
+_WEBM_BYTES: Final = 64_000
+"""What a second of WebM may take; Opus for speech takes a tenth of that."""
 _PENDING_SECONDS: Final = 30.0
 """What may wait while the last words of a turn are being recognised."""
 _STEP_FRAMES: Final = 6  # of about 0.1 ms, before others get their turn
@@ -49,6 +53,7 @@ _FIRST_FRAMES: Final = round(0.5 / FRAME_SECONDS) - START_FRAMES
 _FRESH_FRAMES: Final = round(0.3 / FRAME_SECONDS)
 _IDLE_SHARE: Final = 3
 """Recognising partial transcripts may take a quarter of the time."""
+_RECOGNITION_SECONDS: Final = 20.0
 _TRAILING_FRAMES: Final = 3
 """A hypothesis about so much of the silence after the last word is about the whole of it."""
 _MS: Final = 1000 * FRAME_SECONDS
@@ -147,6 +152,12 @@ class Listening:
         room = min(
             _AHEAD_SECONDS - self._ahead, _PENDING_SECONDS - self._pending_samples / SAMPLE_RATE
         )
+        webm_seconds = len(data) / _WEBM_BYTES if self._format[0] == "webm" else 0.0
+        if webm_seconds > room:
+            # Before it is read: what holds no sound takes time all the same.
+            self._refuse(AudioTooFast())
+            return
+        self._ahead += webm_seconds
         try:
             self._engine.hears(self._language)
             samples = self._microphone.feed(data, int(room * SAMPLE_RATE))
@@ -154,7 +165,7 @@ class Listening:
             self._refuse(error)
             return
         if len(samples):
-            self._ahead += len(samples) / SAMPLE_RATE
+            self._ahead += max(0.0, len(samples) / SAMPLE_RATE - webm_seconds)
             self._pending.append(samples)
             self._pending_samples += len(samples)
             if self._pending_samples + len(self._rest) >= DETECTOR_FRAME:
@@ -181,6 +192,7 @@ class Listening:
         self._pending_samples = 0
         self._rest = self._rest[:0]
         self._microphone.drop_partial()
+        self._detector.reset()
         if self._utterance is not None:
             self._go_on(self._utterance)
             self._end_speech()
@@ -306,7 +318,10 @@ class Listening:
         started = self._clock()
         result: Transcript | GpuServerError
         try:
-            result = await self._engine.transcribe(sound, utterance.language)
+            async with asyncio.timeout(_RECOGNITION_SECONDS):
+                result = await self._engine.transcribe(sound, utterance.language)
+        except TimeoutError:
+            result = EngineStalled(engine="asr", limit=f"{_RECOGNITION_SECONDS:g}")
         except GpuServerError as error:
             result = error
         # The top of a recognition: a bug in one must not close the microphone.

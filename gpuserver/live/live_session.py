@@ -66,6 +66,8 @@ class LiveSession:
         self._manner = Manner("en")
         self._dialogue: Dialogue | None = None
         self._listening: Listening | None = None
+        self.has_microphone = False
+        """Whether the client's microphone is open."""
 
     async def engine(self) -> AIEngine:
         """The engine, once it is built. Raises what its build raised, and SessionEnded."""
@@ -94,6 +96,9 @@ class LiveSession:
         """
         self._stop_waiting()
         earlier, self._client = self._client, client
+        if earlier is not None:
+            # What that client was saying is not this one's.
+            self._close_microphone()
         if listener is not self._listener:
             if self._listener is not None:
                 self._answering.interrupt()
@@ -117,11 +122,12 @@ class LiveSession:
 
     # What the student does
 
-    def check_alive(self) -> None:
-        """Note activity. Raises SessionEnded."""
+    def check_alive(self, *, use: bool = True) -> None:
+        """Raises SessionEnded; notes activity unless it is no `use` of the session."""
         if not self._manager.is_live(self.session):
             raise SessionEnded(reason=self.session.end_reason)
-        self._manager.touch(self.session)
+        if use:
+            self._manager.touch(self.session)
 
     def ask(self, question: Question, listener: Listener) -> str:
         """Put a question in line; returns its turn's id.
@@ -136,7 +142,7 @@ class LiveSession:
 
     def interrupt(self, turn_id: str | None = None) -> None:
         """Stop the running turn (if it is the named one) and drop what waits behind it."""
-        self._answering.interrupt(turn_id)
+        self._answering.interrupt(turn_id, by="message")
 
     def heard(self, turn_id: str, ms: int) -> None:
         """The client has played so much of a turn's speech."""
@@ -156,22 +162,25 @@ class LiveSession:
 
     @property
     def microphone(self) -> Listening:
-        """What listens to the student; opened when first asked for. Raises SessionEnded."""
-        if not self._manager.is_live(self.session):
-            raise SessionEnded(reason=self.session.end_reason)
+        """What listens to the student; opened when first asked for. Raises SessionEnded.
+
+        An open microphone is no use of the session: speech is.
+        """
+        self.check_alive(use=False)
+        self.has_microphone = True
         if self._listening is None:
             self._listening = self._open_microphone()
         return self._listening
-
-    @property
-    def has_microphone(self) -> bool:
-        return self._listening is not None and self._client is not None
 
     def _open_microphone(self) -> Listening:
         if self._group is None or self._listener is None:
             raise RuntimeError("a microphone without a client")
         self._dialogue = Dialogue(
-            self._answering, self._listens, lambda: self._manner, BargeIn(self._rules.barge_in)
+            self._answering,
+            self._listens,
+            lambda: self._manner,
+            BargeIn(self._rules.barge_in),
+            lambda: self._manager.touch(self.session),
         )
         listening = Listening(
             self._engine.result(),
@@ -189,6 +198,7 @@ class LiveSession:
         listening.configure(manner.encoding, manner.sample_rate)
 
     def _close_microphone(self) -> None:
+        self.has_microphone = False
         if self._listening is not None and self._dialogue is not None:
             self._listening.clear()
             self._dialogue.leave()

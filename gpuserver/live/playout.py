@@ -65,6 +65,10 @@ class Playout:
                 return
             await asyncio.sleep(early / 1000)
 
+    async def until_moving(self) -> None:
+        """Wait while the speech is held still."""
+        await self._moving.wait()
+
     def pause(self) -> None:
         """The student may be interrupting: send nothing, and let the clock stand still."""
         if self._paused_at is None:
@@ -82,9 +86,11 @@ class Playout:
             self._paused_at = None
             self._moving.set()
 
-    def report(self, heard_ms: int) -> None:
-        """The client says how much has been heard."""
-        self._report = min(heard_ms, self._sent_ms), self._clock()
+    def report(self, heard_ms: int) -> int:
+        """The client says how much has been heard; returns that, or what was sent if it is less."""
+        heard_ms = min(heard_ms, self._sent_ms)
+        self._report = heard_ms, self._clock()
+        return heard_ms
 
     def heard_ms(self) -> int:
         """How much has been heard by now: by the client's reports, without any by the clock."""

@@ -95,18 +95,28 @@ class Store:
             raise
         except sqlite3.Error as error:
             self._db.close()
-            raise ConfigurationError(
-                problem=f"The file {self._path} can't be used ({error}).",
-                fix="if it is not gpuserver's own move it away, or set DATA_DIR to another folder.",
-            ) from None
+            raise self._unusable(error) from None
         self._closed = False
         self._thread.start()
 
+    def _unusable(self, error: Exception) -> ConfigurationError:
+        return ConfigurationError(
+            problem=f"The file {self._path} can't be used ({error}).",
+            fix="if it is not gpuserver's own move it away, or set DATA_DIR to another folder.",
+        )
+
+    @property
+    def opened(self) -> bool:
+        return not self._closed
+
     def load(self) -> list[StoredSession]:
-        """Every session that is kept, oldest first. Blocks. Raises StoreUnreadable."""
+        """Every session that is kept, oldest first. Blocks. Raises ConfigurationError."""
         found: Future[list[StoredSession]] = Future()
         self._ask(Read(tables.find_sessions, partial(_settle, found)))
-        return found.result()
+        try:
+            return found.result()
+        except StoreUnreadable as error:
+            raise self._unusable(error) from None
 
     def close(self) -> None:
         """Write all that waits and close the file; later calls do nothing. Blocks."""
@@ -240,6 +250,7 @@ class Store:
         """Make all the writes of the batch or none, and answer its reads in their place."""
         writes = any(not isinstance(op, Read) for op in self._batch)
         reads = iter([op for op in self._batch if isinstance(op, Read)])
+        known = set(self._known) if writes else self._known
         try:
             if writes:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -249,8 +260,13 @@ class Store:
         except sqlite3.Error as error:
             with suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
+            # What was undone must be done again, and not be taken for done.
+            self._known = known
             self._fail(error, set(reads))
             return
+        for op in self._batch:
+            if isinstance(op, Write) and op.kind == "drop":
+                self._given_up.pop(op.session_id, None)
         if writes and self._failing:
             log.warning("state is written again")
             self._failing = False
@@ -293,7 +309,6 @@ class Store:
                 self._db.execute(statement, values)
         if write.kind == "drop":
             self._known.discard(write.session_id)
-            self._given_up.pop(write.session_id, None)
 
     def _reply(self, read: Read[Any], waiting: list[Text | Write]) -> None:
         try:

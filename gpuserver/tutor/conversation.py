@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+import orjson
+
 from gpuserver.language import Language, is_han, keywords
 
 # Words that stand for what was said before.
@@ -36,6 +38,17 @@ class Exchange:
     answer: str
     topic: str = ""
     interrupted: bool = False
+
+    def encode(self) -> bytes:
+        return orjson.dumps(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Exchange | None:
+        """What `encode` wrote; None for what another version wrote, or is damaged."""
+        try:
+            return cls(**orjson.loads(data))
+        except (TypeError, orjson.JSONDecodeError):
+            return None
 
 
 class Conversation:

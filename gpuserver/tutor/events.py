@@ -62,6 +62,11 @@ class SpeechChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeechDone:
+    """All of the answer's speech has been written."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The last event of every turn, whatever happened.
 
@@ -77,7 +82,7 @@ class Ended:
     heard: str | None = None
 
 
-Event = Started | Recognised | Sources | TextDelta | TextDone | SpeechChunk | Ended
+Event = Started | Recognised | Sources | TextDelta | TextDone | SpeechChunk | SpeechDone | Ended
 
 
 class Sink(Protocol):

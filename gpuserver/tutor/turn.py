@@ -290,6 +290,7 @@ class Turn:
                     watchdog.relax()
                     await self._utter(self._whole_samples(speech))
                     watchdog.expect(limit)
+        await self._sink.write(events.SpeechDone())
 
     def _whole_samples(self, speech: Speech) -> Speech:
         """Speech that was cut within a sample, put together. Raises EngineFailed."""
