@@ -45,6 +45,6 @@ step "import contracts"
 .venv/bin/lint-imports
 step "tests"
 if [ "${1:-}" = fast ]; then
-    exec .venv/bin/python -m pytest -m "not slow and not browser"
+    exec .venv/bin/python -m pytest -n 3 -m "not slow and not browser"
 fi
 exec .venv/bin/python -m pytest

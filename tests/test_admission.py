@@ -99,6 +99,7 @@ async def test_nobody_is_let_in_while_the_server_stops(serve: Serve) -> None:
         assert (refused.status_code, refused.json()["code"]) == (503, "shutting_down")
 
 
+@pytest.mark.slow
 async def test_a_session_does_not_expire_in_the_middle_of_an_answer(serve: Serve) -> None:
     async with serve(session_timeout_seconds=0.3) as server, server.management() as management:
         gate = asyncio.Event()

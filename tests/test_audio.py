@@ -72,6 +72,7 @@ def hour_of_flac() -> bytes:
     return encode(joined(silence(3600)), "flac", "flac", 16_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [hour_of_opus, hour_of_flac])
 def test_an_hour_in_a_small_file_stops_at_the_cap(make: Callable[[], bytes]) -> None:
     hour = make()

@@ -134,6 +134,7 @@ def _masked(payload: bytes) -> bytes:
     return bytes([0x81, 0x80 | len(payload)]) + bytes(4) + payload
 
 
+@pytest.mark.slow
 async def test_a_client_that_reads_nothing_and_says_goodbye_lets_go_of_the_session(
     serve: Serve,
 ) -> None:

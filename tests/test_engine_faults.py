@@ -22,6 +22,9 @@ from tests.test_faults import ticket_of
 from tests.test_live_voice import silence, sound
 from tests.test_spec import CLIP
 
+# Each of them waits for what a client or an engine does not do.
+pytestmark = pytest.mark.slow
+
 FAILURES = [EngineFailed(engine="x"), RuntimeError("a bug")]
 KINDS = ["failure", "bug"]
 

@@ -20,6 +20,9 @@ from tests.test_bad_input import BAD_FRAMES
 from tests.test_live_voice import silence, sound
 from tests.test_spec import CLIP
 
+# Each of them waits for what a client or an engine does not do.
+pytestmark = pytest.mark.slow
+
 ASK = b'{"type":"text","content":"flood me"}'
 FLOOD = ["word " * 20_000] * 200
 

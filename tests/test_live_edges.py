@@ -65,8 +65,8 @@ async def test_a_report_of_more_than_was_sent_counts_for_what_was_sent(serve: Se
             await socket.text("Really?")
             await socket.until("turn.done")
     told = server.cast.llm.requests[-1].messages
-    answer = next(m.content for m in told if m.role == "assistant").split(" …")[0]
-    assert answer.startswith(heard.strip())
+    answer = next(m.content for m in told if m.role == "assistant")
+    assert answer.startswith(heard)
     assert len(answer) < len(LONG)
 
 
@@ -96,6 +96,7 @@ async def test_questions_in_line_end_with_their_session(serve: Serve) -> None:
     assert done == [("t1", "interrupted"), ("t2", "interrupted")]
 
 
+@pytest.mark.slow
 async def test_a_session_in_which_somebody_speaks_does_not_expire(serve: Serve) -> None:
     async with serve(session_timeout_seconds=1) as server, server.management() as management:
         server.cast.asr.otherwise = "what is a list"
@@ -108,6 +109,7 @@ async def test_a_session_in_which_somebody_speaks_does_not_expire(serve: Serve) 
             assert (await collect(socket, "turn.done"))[-1]["status"] == "completed"
 
 
+@pytest.mark.slow
 async def test_an_open_microphone_alone_is_no_use(serve: Serve) -> None:
     async with serve(session_timeout_seconds=1) as server, server.management() as management:
         async with converse(await management.create_session()) as socket:

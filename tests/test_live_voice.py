@@ -151,8 +151,8 @@ async def test_speaking_interrupts_and_the_history_keeps_what_was_heard(serve: S
             assert following[-1]["status"] == "completed"
         told = server.cast.llm.requests[-1].messages
         answer = next(m.content for m in told if m.role == "assistant")
-        assert answer.startswith(heard.strip())
-        assert "interrupted" in answer
+        assert answer == heard
+        assert "interrupted" in told[-1].content
         page = (await management.get("/metrics")).text
         assert 'gpuserver_interruptions_total{by="voice"} 1.0' in page
         assert 'gpuserver_turns_total{kind="voice",status="completed"} 1.0' in page
@@ -172,6 +172,7 @@ async def test_stop_stops_and_asks_nothing(serve: Serve) -> None:
     assert {m["turn_id"] for m in following if "turn_id" in m} == {"t2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "confidence"),
     [("mm hm", 0.9), ("what is a loop", 0.2), ("many items in order", 0.9)],
@@ -193,6 +194,7 @@ async def test_a_false_alarm_pauses_and_goes_on(
     assert len(server.cast.llm.requests) == 1
 
 
+@pytest.mark.slow
 async def test_noise_that_lasts_lets_the_answer_go_on_in_time(serve: Serve) -> None:
     settings = {"barge_in_grace_seconds": 0, "barge_in_wait_seconds": 0.5}
     async with serve(**settings) as server, server.management() as management:
@@ -204,6 +206,7 @@ async def test_noise_that_lasts_lets_the_answer_go_on_in_time(serve: Serve) -> N
             assert (await collect(socket, "turn.done"))[-1]["status"] == "completed"
 
 
+@pytest.mark.slow
 async def test_the_first_answer_can_not_be_interrupted_at_once(serve: Serve) -> None:
     async with serve(barge_in_grace_seconds=10) as server, server.management() as management:
         async with converse(await management.create_session()) as socket:
@@ -230,10 +233,11 @@ async def test_a_late_report_amends_the_history_until_the_next_turn(serve: Serve
             await socket.until("turn.done")
             later = server.cast.llm.requests[-1].messages
     answers = [m.content for m in told if m.role == "assistant"]
-    assert len(answers[0].split("…")[0]) < len(heard)
+    assert len(answers[0]) < len(heard)
     assert [m.content for m in later if m.role == "assistant"][0] == answers[0]
 
 
+@pytest.mark.slow
 async def test_speech_is_paced_to_real_time(serve: Serve) -> None:
     async with serve() as server, server.management() as management:
         server.cast.llm.scripts.append(["A list holds many items, all in order. " * 5])

@@ -115,6 +115,7 @@ def weights(data: Path) -> Path:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", ["change", "cut", "manifest", "missing"])
 def test_a_damaged_conversion_is_made_again(tmp_path: Path, spoil: str) -> None:
     MiniLMEmbeddings("", Place(tmp_path)).load()

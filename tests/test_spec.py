@@ -195,6 +195,7 @@ async def test_promise_09_the_front_answers_programs_and_browsers(serve: Serve) 
         assert "unsafe" not in policy
 
 
+@pytest.mark.slow
 async def test_promise_10_the_limit_and_a_slot_freed(serve: Serve) -> None:
     async with serve(max_sessions=2, session_timeout_seconds=3) as server:
         async with server.management() as management:

@@ -273,6 +273,7 @@ async def test_what_was_deleted_while_the_disk_was_full_stays_deleted(
     assert [found.id for found in await asyncio.to_thread(store.load)] == ["other"]
 
 
+@pytest.mark.slow
 async def test_memory_is_bounded_while_nothing_can_be_written(path: Path) -> None:
     store = await asyncio.to_thread(opened, path, pending_bytes=100_000)
     store.save(ADA)

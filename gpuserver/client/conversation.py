@@ -88,6 +88,8 @@ class Conversation(Verbs):
         self._sample_rate = 0
         self._resumed_from: int | None = None
         self.last_seq: int | None = None
+        self.greeted = False
+        """Whether `session.ready` has come: what comes instead of it has no number."""
 
     async def resume(self, last_seq: int) -> None:
         """Ask for all that came after this number: the first message of a client that returns."""
@@ -157,6 +159,7 @@ class Conversation(Verbs):
             self._sample_rate = message.get("audio", {}).get("sample_rate", 0)
         known = self.last_seq
         if kind == "session.ready":
+            self.greeted = True
             # It has no number of its own and says from where this connection counts.
             self.last_seq = seq
             known = self._resumed_from if message.get("resumed") else None

@@ -235,6 +235,9 @@ class LiveConversation(Verbs):
     async def _accept(self, conversation: Conversation, message: dict[str, Any]) -> bool:
         """Whether a message is new to the reader."""
         seq = message["seq"]
+        if not conversation.greeted:
+            # A refusal instead of the greeting is about the connection and has no number.
+            return True
         if message["type"] != "session.ready":
             if self.last_seq is not None and seq <= self.last_seq:
                 return False

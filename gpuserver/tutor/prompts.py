@@ -27,8 +27,8 @@ _NONE: Final[dict[Language, str]] = {
     "zh": "（课程中没有相关段落。）",
 }
 _INTERRUPTED: Final[dict[Language, str]] = {
-    "en": "[The student interrupted here and heard no more of this answer.]",
-    "zh": "[学生在这里打断了，后面的内容没有听到。]",
+    "en": "(I interrupted you there and did not hear the rest.)",
+    "zh": "（我刚才打断了你，后面的没有听到。）",
 }
 
 
@@ -45,22 +45,18 @@ def messages(
     the last user message, never in the system role.
     """
     out = [Message("system", f"{persona}\n\n{_RULES[language]}".strip())]
+    note = ""
     for exchange in history:
-        out.append(Message("user", exchange.question))
-        out.append(Message("assistant", _answer(exchange, language)))
+        out.append(Message("user", note + exchange.question))
+        out.append(Message("assistant", exchange.answer))
+        # Said by the student: a model repeats its own words, and would say a note among them.
+        note = f"{_INTERRUPTED[language]} " if exchange.interrupted else ""
     quoted = "\n\n".join(
         f"[{n}] {_plain(p.heading)}\n{_plain(p.text)}" for n, p in enumerate(passages, 1)
     )
     course = f"<passages>\n{quoted or _NONE[language]}\n</passages>"
-    out.append(Message("user", f"{course}\n\n{question}"))
+    out.append(Message("user", f"{course}\n\n{note}{question}"))
     return out
-
-
-def _answer(exchange: Exchange, language: Language) -> str:
-    """What the student heard of an answer; the model is told where it was cut."""
-    if not exchange.interrupted:
-        return exchange.answer
-    return f"{exchange.answer.rstrip()} … {_INTERRUPTED[language]}".strip()
 
 
 def _plain(text: str) -> str:

@@ -272,6 +272,7 @@ export class Room {
   }
 
   #onError({ code, content, turn_id: turnId }) {
+    if (code === 'not_ready') return; // A server that starts again: the line is tried until it is there.
     if (turnId && !this.#turns.get(turnId)) return;
     if (!turnId && REFUSALS.test(code)) this.#turns.refused(false);
     else if (!turnId) this.#listening.refused();

@@ -316,6 +316,10 @@ export class TutorClient extends EventTarget {
       this.#onReady(message);
       return;
     }
+    if (!this.#live) {
+      this.#emit(message.type, message); // Why this line gets no session: that takes no number.
+      return;
+    }
     if (message.seq <= this.#last) return; // It came before the line was lost.
     this.#last = message.seq;
     if (message.seq <= this.#historyEnd) message.replayed = true;
