@@ -7,11 +7,30 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
-from bench import common, first_audio, leases, overhead, spoken_turn, start_up
+from bench import (
+    common,
+    first_audio,
+    growth,
+    interrupt,
+    latency,
+    leases,
+    memory,
+    microphones,
+    overhead,
+    readmission,
+    spoken_turn,
+    start_up,
+)
 
 BENCHMARKS: Final[Mapping[str, common.Measure]] = {
     "overhead": overhead.measure,
+    "microphones": microphones.measure,
+    "latency": latency.measure,
     "first_audio": first_audio.measure,
+    "interrupt": interrupt.measure,
+    "growth": growth.measure,
+    "memory": memory.measure,
+    "readmission": readmission.measure,
     "spoken_turn": spoken_turn.measure,
     "start_up": start_up.measure,
     "leases": leases.measure,

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -37,22 +37,52 @@ _POLL_SECONDS: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured value; `bound` is the most it may be, None where it is only reported."""
+    """One measured value, with a bound and an aim; None where it is only reported.
+
+    `bound` and `aim` are the most it may be, or the least where `at_least` is set.
+    """
 
     name: str
     value: float
     unit: str = ""
     bound: float | None = None
+    aim: float | None = None
+    at_least: bool = False
 
     @property
     def ok(self) -> bool:
-        return self.bound is None or self.value <= self.bound
+        return self._keeps(self.bound)
+
+    @property
+    def share(self) -> float | None:
+        """How much of its bound it uses up, 1 being all; None where that says nothing."""
+        if not self.bound:
+            return None
+        share = self.value / self.bound
+        return (1 / share if share else None) if self.at_least else share
 
     def row(self) -> str:
-        bound = "" if self.bound is None else f"{self.bound:g}"
         missed = "" if self.ok else " **missed**"
         value = f"{_short(self.value)} {self.unit}".rstrip()
-        return f"| {self.name} | {value} | {bound}{missed} |"
+        return f"| {self.name} | {value}{missed} | {self._limit(self.bound)} | {self._aim()} |"
+
+    def _aim(self) -> str:
+        reached = " ✓" if self.aim is not None and self._keeps(self.aim) else ""
+        return self._limit(self.aim) + reached
+
+    def _keeps(self, limit: float | None) -> bool:
+        if limit is None:
+            return True
+        return self.value >= limit if self.at_least else self.value <= limit
+
+    def _limit(self, limit: float | None) -> str:
+        return "" if limit is None else f"{'≥' if self.at_least else '≤'} {limit:g}"
+
+
+def table(figures: Iterable[Figure]) -> str:
+    """The figures as a Markdown table."""
+    head = ("| figure | measured | bound | aim |", "|---|---:|---:|---:|")
+    return "\n".join([*head, *[figure.row() for figure in figures]])
 
 
 Measure = Callable[[bool], Coroutine[Any, Any, list[Figure]]]
@@ -67,8 +97,7 @@ def run(name: str, measure: Measure, *, quick: bool) -> bool:
     """Measure, print a table and write its JSON; says whether every bound is kept."""
     began = time.monotonic()
     figures = asyncio.run(measure(quick))
-    print(f"\n### {name}{' (quick)' if quick else ''}\n\n| figure | measured | at most |")
-    print("|---|---:|---:|", *[figure.row() for figure in figures], sep="\n", flush=True)
+    print(f"\n### {name}{' (quick)' if quick else ''}\n\n{table(figures)}", flush=True)
     passed = all(figure.ok for figure in figures)
     result = {
         "benchmark": name,
@@ -153,7 +182,7 @@ class Server:
 
 
 @contextmanager
-def server(*module: str, folder: Path | None = None, **settings: str | int) -> Iterator[Server]:
+def server(*module: str, folder: Path | None = None, **settings: Any) -> Iterator[Server]:
     """`python -m <module>` on a free port of the loopback, ready; ended on leaving.
 
     `folder` holds its state and is kept; without one it is a fresh folder.
@@ -250,9 +279,11 @@ class Pace:
         self._clock = asyncio.get_running_loop().time
         self._due = self._clock()
 
-    async def beat(self) -> None:
+    async def beat(self) -> float:
+        """Wait; returns when the beat was due, on the loop's clock."""
         self._due += self._interval
         await asyncio.sleep(max(0.0, self._due - self._clock()))
+        return self._due
 
 
 async def gather_limited(jobs: Sequence[Callable[[], Coroutine[Any, Any, Any]]], most: int) -> None:

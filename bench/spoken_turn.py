@@ -38,6 +38,8 @@ async def _ask(management: Management, clip: bytes) -> dict[str, float] | None:
         if heard["type"] == "turn.done":
             return None
         seen = (time.monotonic() - began) * 1000
+        # The rest would take as long as it takes to speak.
+        await conversation.interrupt()
         done = await conversation.until("turn.done")
     await management.delete_session(ticket.session_id)
     return {**done["timeline"], "seen": seen}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 
@@ -118,6 +119,20 @@ async def test_speech_goes_out_a_little_ahead_and_then_in_real_time() -> None:
     await asyncio.wait_for(playout.wait_for(400, 500), 1)
     await asyncio.wait_for(playout.wait_for(500, 600), 1)
     assert playout.heard_ms() == 200
+
+
+async def test_small_pieces_go_out_several_at_a_time_and_in_time() -> None:
+    playout = Playout(300, time.monotonic)
+    began = time.monotonic()
+    sent: list[float] = []
+    for at in range(0, 800, 20):
+        await playout.wait_for(at, at + 20)
+        sent.append((time.monotonic() - began) * 1000)
+    wakes = sum(later - earlier > 5 for earlier, later in itertools.pairwise(sent))
+    assert wakes <= 8
+    # None before its time, and none so late that the student would hear a gap.
+    assert all(at * 20 - 301 <= when for at, when in enumerate(sent))
+    assert playout.audible
 
 
 async def test_a_slow_voice_makes_the_clock_wait() -> None:

@@ -23,6 +23,7 @@ class Playout:
 
     def __init__(self, lead_ms: int, clock: Callable[[], float]) -> None:
         self._lead_ms = lead_ms
+        self._batch_ms = min(PIECE_MS, lead_ms // 3)
         self._clock = clock
         self._began: float | None = None
         """When the speech's first sample would have sounded, had nothing held it up."""
@@ -63,7 +64,10 @@ class Playout:
             if early < 1:
                 self._sent_ms = max(self._sent_ms, end_ms)
                 return
-            await asyncio.sleep(early / 1000)
+            # A voice that speaks in smaller pieces has several of them sent in one go: waking for
+            # each costs more than sending it.
+            several = max(0, self._batch_ms - (end_ms - start_ms))
+            await asyncio.sleep((early + several) / 1000)
 
     async def until_moving(self) -> None:
         """Wait while the speech is held still."""
