@@ -26,6 +26,7 @@ SPEECH_ONLY: Final = {
 _CONNECT_SECONDS: Final = 20.0
 _TEXT, _BINARY, _PING, _PONG = 0x81, 0x82, 0x89, 0x8A
 _SEQ: Final = re.compile(rb'"seq":(\d+)')
+_PING_FRAME: Final = re.compile(rb"\x89\x04(.{4})", re.DOTALL)
 _STAMP: Final = re.compile(rb"@(\d+)@")
 
 
@@ -153,6 +154,9 @@ class Timed(Client):
         if self.keeping:
             now = time.monotonic_ns()
             self.ages += [now - int(stamp) for stamp in _STAMP.findall(data)]
+        # Frames are not taken apart, but a ping that is not answered ends the connection.
+        for payload in _PING_FRAME.findall(data):
+            self._send(_PONG, payload)
         if b'"turn.done"' in data:
             self.done.set()
 

@@ -78,10 +78,6 @@ class Session:
         """The number of the last message."""
         return self.log.last_seq
 
-    def next_seq(self) -> int:
-        """The number of the session's next message: from 1, without gaps."""
-        return self.log.next_seq()
-
     def expired(self, now: float) -> bool:
         """Whether it has been idle for too long; `now` is on the monotonic clock."""
         return self.expires_at <= now and not self.turns_running
