@@ -241,10 +241,11 @@ class Answering:
 
     def resume(self, listener: Listener) -> None:
         """Go on with the answer's speech."""
-        if self._current is not None and self._current.playout.paused:
-            self._current.playout.resume()
+        current = self._current
+        if current is not None and not current.stopping and current.playout.paused:
+            current.playout.resume()
             self._metrics.count_false_alarm()
-            listener.write(self._current.sink.turn_id, events.SpeechResumed())
+            listener.write(current.sink.turn_id, events.SpeechResumed())
 
     def begin_ahead(self, question: Question, listener: Listener, ended: float) -> None:
         """Begin to answer what may be the whole question; nothing is sent before it is asked."""

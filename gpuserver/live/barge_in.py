@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from gpuserver.language import Language, asks
 from gpuserver.smalltalk import is_backchannel, is_stop, spoken_words
-
-Verdict = Literal["pause", "resume", "interrupt"]
 
 _ECHO: Final = 0.8
 """Of the words heard, the share that the tutor said too, in one stretch and in order."""
@@ -24,6 +22,7 @@ class BargeInRules:
     seconds: float = 0.5
     confidence: float = 0.35
     wait_seconds: float = 2.0
+    """How long an answer is held still for speech in which nothing is recognised."""
     grace_seconds: float = 1.0
 
 
@@ -34,72 +33,39 @@ class BargeIn:
     """
 
     def __init__(self, rules: BargeInRules) -> None:
-        self._rules = rules
+        self.rules = rules
         self._grace_until: float | None = None
-        self._paused_at: float | None = None
-
-    @property
-    def deadline(self) -> float | None:
-        """When `tick` has something to say; None while nothing is paused."""
-        return None if self._paused_at is None else self._paused_at + self._rules.wait_seconds
 
     def answer_started(self, now: float) -> None:
         """An answer has become audible. The first one starts the grace period."""
-        self._paused_at = None
         if self._grace_until is None:
-            self._grace_until = now + self._rules.grace_seconds
+            self._grace_until = now + self.rules.grace_seconds
 
-    def speech_started(self, now: float) -> Verdict | None:
-        """The student begins to speak, or seems to, while the answer is to be heard."""
-        if self._in_grace(now):
-            return None
-        self._paused_at = now
-        return "pause"
+    def pauses(self, now: float) -> bool:
+        """Whether the student's beginning to speak, or seeming to, holds the answer still."""
+        return self._grace_until is None or now >= self._grace_until
 
-    def judge(
+    def interrupts(
         self,
         words: str,
         confidence: float,
         speech_seconds: float,
         now: float,
         *,
-        ended: bool,
         said: str,
         language: Language,
-    ) -> Verdict | None:
-        """What the words mean that were recognised so far, or in the end.
-
-        `said`: what the tutor has been saying recently. Words that have `ended` without being an
-        interruption resume what was paused; what is None then is nothing to act upon either.
-        """
-        if not self._in_grace(now) and self._interrupts(
-            words, confidence, speech_seconds, said, language
-        ):
-            self._paused_at = None
-            return "interrupt"
-        return self.nothing() if ended else self.tick(now)
-
-    def nothing(self) -> Verdict | None:
-        """It was sound without words."""
-        paused, self._paused_at = self._paused_at is not None, None
-        return "resume" if paused else None
-
-    def tick(self, now: float) -> Verdict | None:
-        """Time has passed. The speech that paused the answer may still interrupt it later."""
-        deadline = self.deadline
-        return self.nothing() if deadline is not None and now >= deadline else None
-
-    def _in_grace(self, now: float) -> bool:
-        return self._grace_until is not None and now < self._grace_until
-
-    def _interrupts(
-        self, words: str, confidence: float, speech_seconds: float, said: str, language: Language
     ) -> bool:
+        """Whether the words recognised so far, or in the end, are an interruption.
+
+        `said`: what the tutor has been saying recently.
+        """
+        if not self.pauses(now):
+            return False
         if is_stop(words, language):
             return True
         return (
-            speech_seconds >= self._rules.seconds
-            and confidence >= self._rules.confidence
+            speech_seconds >= self.rules.seconds
+            and confidence >= self.rules.confidence
             and bool(spoken_words(words))
             and not is_backchannel(words, language)
             and not is_echo(words, said)

@@ -12,7 +12,7 @@ from gpuserver.errors import GpuServerError
 from gpuserver.language import Language
 from gpuserver.live import events
 from gpuserver.live.answering import Answering, Listener
-from gpuserver.live.barge_in import BargeIn, Verdict
+from gpuserver.live.barge_in import BargeIn
 from gpuserver.providers import Transcript
 from gpuserver.smalltalk import is_stop
 from gpuserver.tutor.turn import Question
@@ -53,18 +53,18 @@ class Dialogue:
         self._barge_in = barge_in
         self._touch = touch
         self._clock = clock
-        self._answer_since: float | None = None
         self._interrupted = False
         """Whether the speech that is being heard has interrupted an answer."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.TimerHandle | None = None
+        """Ends the pause that speech has made."""
 
     def speech_started(self) -> None:
         self._touch()
         self._interrupted = False
         self._tell(events.SpeechStarted())
         self._meet_answer()
-        if self._answering.audible:
-            self._act(self._barge_in.speech_started(self._clock()))
+        if self._answering.audible and self._barge_in.pauses(self._clock()):
+            self._pause()
 
     def speech_stopped(self) -> None:
         self._tell(events.SpeechStopped())
@@ -74,9 +74,9 @@ class Dialogue:
     ) -> None:
         self._touch()
         self._tell(events.Partial(stable, tentative))
-        if self._answering.busy:
-            words = f"{stable} {tentative}".strip()
-            self._act(self._judge(words, confidence, speech_seconds, ended=False))
+        words = f"{stable} {tentative}".strip()
+        if self._answering.busy and self._interrupts(words, confidence, speech_seconds):
+            self._interrupt()
 
     def pause(self, transcript: Transcript, ended: float) -> None:
         # With push to talk a pause says nothing, and may last.
@@ -89,12 +89,10 @@ class Dialogue:
     def utterance(self, transcript: Transcript, speech_seconds: float, ended: float) -> None:
         """The student has finished; during an answer this counts only if it interrupts."""
         if self._answering.busy:
-            verdict = self._judge(
-                transcript.text, transcript.confidence, speech_seconds, ended=True
-            )
-            self._act(verdict)
-            if verdict != "interrupt":
+            if not self._interrupts(transcript.text, transcript.confidence, speech_seconds):
+                self._resume()
                 return
+            self._interrupt()
         interrupted, self._interrupted = self._interrupted, False
         if interrupted and is_stop(transcript.text, self._manner().language):
             # "Stop" has done its work and asks nothing.
@@ -107,64 +105,53 @@ class Dialogue:
     def nothing(self, error: GpuServerError | None) -> None:
         """Sound without words: what was paused for it goes on."""
         self._answering.drop_ahead()
-        self._act(self._barge_in.nothing())
+        self._resume()
         if error is not None:
             self._tell(events.Refused(error))
 
     def leave(self) -> None:
         """The microphone is gone."""
         self._answering.drop_ahead()
-        self._act(self._barge_in.nothing())
+        self._resume()
 
-    def _judge(
-        self, words: str, confidence: float, speech_seconds: float, *, ended: bool
-    ) -> Verdict | None:
+    def _interrupts(self, words: str, confidence: float, speech_seconds: float) -> bool:
         self._meet_answer()
-        return self._barge_in.judge(
+        return self._barge_in.interrupts(
             words,
             confidence,
             speech_seconds,
             self._clock(),
-            ended=ended,
             said=self._answering.saying(_ECHO_MS),
             language=self._manner().language,
         )
 
     def _meet_answer(self) -> None:
-        """Tell when an answer has become audible that was not there before."""
+        """Tell when an answer has become audible."""
         since = self._answering.audible_since
-        if since is not None and since != self._answer_since:
-            self._answer_since = since
+        if since is not None:
             self._barge_in.answer_started(since)
 
-    def _act(self, verdict: Verdict | None) -> None:
-        match verdict:
-            case "pause":
-                self._answering.pause(self._listener())
-                self._arm()
-            case "resume":
-                self._disarm()
-                self._answering.resume(self._listener())
-            case "interrupt":
-                self._disarm()
-                self._interrupted = True
-                self._answering.interrupt(by="voice")
+    def _pause(self) -> None:
+        """Hold the answer still until it is known whether this interrupts it, but not for long."""
+        self._answering.pause(self._listener())
+        self._stop_waiting()
+        wait = self._barge_in.rules.wait_seconds
+        self._waiting = asyncio.get_running_loop().call_later(wait, self._resume)
 
-    def _arm(self) -> None:
-        """Look again when the pause has lasted long enough."""
-        self._disarm()
-        deadline = self._barge_in.deadline
-        if deadline is not None:
-            wait = max(0.0, deadline - self._clock())
-            self._timer = asyncio.get_running_loop().call_later(wait, self._look)
+    def _resume(self) -> None:
+        """What paused the answer, if anything did, is no interruption, or not yet."""
+        self._stop_waiting()
+        self._answering.resume(self._listener())
 
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _interrupt(self) -> None:
+        self._stop_waiting()
+        self._interrupted = True
+        self._answering.interrupt(by="voice")
 
-    def _look(self) -> None:
-        self._act(self._barge_in.tick(self._clock()))
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
     def _question(self, transcript: Transcript) -> Question:
         manner = self._manner()
