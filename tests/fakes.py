@@ -32,6 +32,16 @@ Script = Sequence[str | asyncio.Event | Exception]
 """What a model does for one question: deltas to write, events to wait for, a failure to raise."""
 
 
+class Clock:
+    """A clock that stands still until a test moves it, in seconds."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class _Runtime:
     """Loads once `load_gate` is set, or fails with `load_failure`; counts loads and closes."""
 

@@ -23,6 +23,7 @@ from gpuserver.client import (
     Ticket,
     converse,
 )
+from tests.fakes import Clock
 from tests.scripted_socket import Peer, serving
 
 QUICK = Backoff(first=0.005, most=0.02, attempts=5, seconds=5)
@@ -449,16 +450,8 @@ def speech(turn_id: str, offset_ms: int, ms: int) -> dict[str, Any]:
     }
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_the_playhead_moves_in_real_time_and_waits_for_more() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     playback = Playback(clock, keep=True)
     clock.now = 5.0
     playback.feed(speech("t1", 0, 300))
@@ -476,7 +469,7 @@ def test_the_playhead_moves_in_real_time_and_waits_for_more() -> None:
 
 
 def test_the_loudspeaker_holds_still_while_it_is_paused() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     playback = Playback(clock)
     playback.feed(speech("t1", 0, 1000))
     clock.now = 0.2
@@ -489,7 +482,7 @@ def test_the_loudspeaker_holds_still_while_it_is_paused() -> None:
 
 
 def test_an_interruption_throws_away_what_is_not_played() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     playback = Playback(clock, keep=True)
     playback.feed(speech("t1", 0, 1000))
     clock.now = 0.3
@@ -505,7 +498,7 @@ def test_an_interruption_throws_away_what_is_not_played() -> None:
 
 
 def test_a_turn_is_played_after_the_one_before_it() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     playback = Playback(clock)
     playback.feed(speech("t1", 0, 300))
     playback.feed({"type": "turn.done", "turn_id": "t1", "status": "completed"})
@@ -517,7 +510,7 @@ def test_a_turn_is_played_after_the_one_before_it() -> None:
 
 
 def test_skipped_speech_counts_on_the_turns_clock_but_makes_no_sound() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     playback = Playback(clock, keep=True)
     playback.feed(speech("t1", 0, 100))
     playback.feed(speech("t1", 500, 100))
@@ -527,7 +520,7 @@ def test_skipped_speech_counts_on_the_turns_clock_but_makes_no_sound() -> None:
 
 
 def test_a_server_that_has_forgotten_empties_the_loudspeaker() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     playback = Playback(clock)
     playback.feed(speech("t1", 0, 500))
     playback.feed({"type": "session.ready", "resumed": True})
@@ -540,7 +533,7 @@ def test_a_server_that_has_forgotten_empties_the_loudspeaker() -> None:
 
 
 def test_only_what_has_changed_is_due() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     playback = Playback(clock)
     assert playback.due() == []
     playback.feed(speech("t1", 0, 300))
@@ -557,7 +550,7 @@ def test_only_what_has_changed_is_due() -> None:
 
 
 async def test_a_stop_is_reported_at_once() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     playback = Playback(clock)
     told: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
 

@@ -16,16 +16,9 @@ from gpuserver.sessions.event_log import Cursor, EventLog, LogLimits
 from gpuserver.sessions.spool import Frame, Spool
 from gpuserver.sessions.store import Store
 from gpuserver.sessions.tables import StoredSession
+from tests.fakes import Clock
 
 _ids = itertools.count()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -209,18 +202,6 @@ async def test_a_new_cursor_closes_the_one_before(make: MakeLog) -> None:
     assert words(await second.next()) == ["t1"]
 
 
-async def test_a_closed_log_gives_what_is_left_and_then_ends(make: MakeLog) -> None:
-    log = make()
-    cursor = log.cursor(0, skipped)
-    waiting = asyncio.create_task(cursor.next())
-    await asyncio.sleep(0)
-    log.forget()
-    text(log)
-    log.close()
-    assert words(await waiting) == ["t1"]
-    assert await cursor.next() == []
-
-
 async def test_a_cancelled_wait_loses_nothing(make: MakeLog) -> None:
     log = make()
     cursor = log.cursor(0, skipped)
@@ -340,14 +321,6 @@ async def test_a_restart_goes_on_with_higher_numbers(
     assert words(cursor.take()) == ["t1003"]
 
 
-async def test_a_farewell_is_for_the_connected_client_only(make: MakeLog, store: Store) -> None:
-    log = make()
-    cursor = log.cursor(0, skipped)
-    log.append(log.next_seq(), "t1", lasting=False)
-    assert cursor.take() == ["t1"]
-    assert await store.frames(log._id, 0) == []
-
-
 async def test_an_unreadable_store_ends_the_cursor(make: MakeLog, clock: Clock) -> None:
     log = make()
     text(log)
@@ -457,7 +430,7 @@ class Client:
         await self._hang_up()
 
     async def leave(self) -> None:
-        self.log.close()
+        self._cursor.close()
         await self._hang_up()
 
     async def _hang_up(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from websockets.exceptions import ConnectionClosed
@@ -314,6 +314,9 @@ def check(serve: Serve, cast: Cast, folder: Path, examples: int, steps: int) -> 
             stateful_step_count=steps,
             deadline=None,
             database=None,
+            # Every step takes real time, and a wait that fails takes seconds: the first example
+            # found is told at once rather than made smaller for minutes.
+            phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -15,7 +15,7 @@ from gpuserver.tutor.events import Ended, Event, SpeechChunk, SpeechDone
 from gpuserver.tutor.spoken import Spoken
 from gpuserver.tutor.turn import Question, Turn, limits_of
 from gpuserver.tutor.tutoring import Tutoring
-from tests.fakes import Cast
+from tests.fakes import Cast, Clock
 
 
 def spoken(*clauses: tuple[str, list[str]]) -> Spoken:
@@ -75,14 +75,6 @@ def test_what_was_said_lately_is_known_for_telling_echo_from_speech() -> None:
     assert said.around(450, 50) == "ordered Write"
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def chunk(ms: int, offset: int = 0) -> SpeechChunk:
     word, mark = WordTime("word", 0, ms), VisemeMark(0, "aa")
     return SpeechChunk(Speech(bytes(ms * 32), 16_000, (word,), (mark,)), offset)
@@ -111,7 +103,7 @@ async def send(playout: Playout, until_ms: int) -> int:
 
 
 async def test_speech_goes_out_a_little_ahead_and_then_in_real_time() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     playout = Playout(300, clock)
     assert await send(playout, 10_000) == 400
     assert playout.audible
@@ -136,7 +128,7 @@ async def test_small_pieces_go_out_several_at_a_time_and_in_time() -> None:
 
 
 async def test_a_slow_voice_makes_the_clock_wait() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     playout = Playout(300, clock)
     await playout.wait_for(0, 100)
     clock.now += 5
@@ -148,7 +140,7 @@ async def test_a_slow_voice_makes_the_clock_wait() -> None:
 
 
 async def test_held_still_nothing_goes_out_and_nothing_counts_as_heard() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     playout = Playout(300, clock)
     await playout.wait_for(0, 100)
     await playout.wait_for(100, 200)
@@ -165,7 +157,7 @@ async def test_held_still_nothing_goes_out_and_nothing_counts_as_heard() -> None
 
 
 async def test_the_clients_reports_beat_the_clock_and_grow_old() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     playout = Playout(5000, clock)
     await playout.wait_for(0, 4000)
     clock.now += 2

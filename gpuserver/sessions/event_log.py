@@ -67,7 +67,6 @@ class EventLog:
         self._in_step = 0
         self._steps: deque[int] = deque()
         self._over = False
-        self.closed = False
 
     # Writing
 
@@ -76,11 +75,10 @@ class EventLog:
         self.last_seq += 1
         return self.last_seq
 
-    def append(self, seq: int, frame: Frame, *, audio: bool = False, lasting: bool = True) -> None:
+    def append(self, seq: int, frame: Frame, *, audio: bool = False) -> None:
         """Add an event, and wake whoever waits for it. Raises ValueError when out of order.
 
-        Speech (`audio`) may be dropped later; any other event is a `str` and is not. One that is
-        not `lasting` means something to the connected client only: a restart forgets it.
+        Speech (`audio`) may be dropped later; any other event is a `str` and is not.
         """
         if not self._appended < seq <= self.last_seq:
             raise ValueError(f"event {seq} after {self._appended} of {self.last_seq}")
@@ -93,7 +91,7 @@ class EventLog:
             text.seqs.append(seq)
             text.frames.append(frame)
             text.size += len(frame)
-            if lasting and self._store is not None:
+            if self._store is not None:
                 self._store.append(self._id, seq, frame)  # type: ignore[arg-type]
             self._in_step += 1
             if self._in_step == self._step or text.size > self._limits.text_bytes:
@@ -199,12 +197,6 @@ class EventLog:
         self._cursor = Cursor(self, after, skipped)
         return self._cursor
 
-    def close(self) -> None:
-        """Nothing more will come: the cursor ends once it has given what there is."""
-        self.closed = True
-        if self._cursor is not None:
-            self._cursor.wake()
-
     def forget(self) -> None:
         """The session is over: nothing is written to the store any more, all speech is let go.
 
@@ -247,12 +239,6 @@ class Cursor:
         else:
             waiter.set_result(None)
 
-    def wake(self) -> None:
-        """There may be something to take; waking it again before it runs costs nothing."""
-        waiter = self.waiting
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
     def close(self) -> None:
         """Give nothing any more; `next` returns an empty list."""
         log = self._log
@@ -261,7 +247,8 @@ class Cursor:
             log._taken = self.position
         self.closed = True
         self.direct = None
-        self.wake()
+        if self.waiting is not None and not self.waiting.done():
+            self.waiting.set_result(None)
 
     async def next(self) -> list[Frame]:
         """What comes next, as soon as there is something; empty once the cursor is closed."""
@@ -271,8 +258,6 @@ class Cursor:
                 return frames
             if self._behind():
                 await self._read_back()
-            elif self._log.closed:
-                self.close()
             else:
                 self.waiting = asyncio.get_running_loop().create_future()
                 try:

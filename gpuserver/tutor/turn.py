@@ -119,7 +119,6 @@ class Turn:
         self._counts = not ahead
         self._half = ""
         self._odd = b""
-        self._sample_rate = 1
         self._speaks = False
 
     async def run(self) -> None:
@@ -310,13 +309,12 @@ class Turn:
         self.mark("first_audio")
         chunk = events.SpeechChunk(speech, self._spoken_samples)
         self._spoken_samples += len(speech.pcm) // 2
-        self._sample_rate = speech.sample_rate
         self.spoken.add(speech.words, chunk.start_ms, self._spoken_ms)
         await self._sink.write(chunk)
 
     @property
     def _spoken_ms(self) -> int:
-        return self._spoken_samples * 1000 // self._sample_rate
+        return self._spoken_samples * 1000 // self._engine.sample_rate
 
     def _since(self) -> int:
         """Milliseconds since the question, for people to read."""
