@@ -81,7 +81,7 @@ async def measure(quick: bool) -> list[Figure]:
                 ("sessions with a socket and a turn", True, 50 if quick else 300),
             ):
                 # The first ones fill caches and pools.
-                await _sessions(management, count // 2, talk=talk)()
+                await _sessions(management, count, talk=talk)()
                 work = _sessions(management, count, talk=talk)
                 objects, grown = await _growth(target, management, work)
                 figures += [

@@ -29,7 +29,7 @@ from gpuserver.config import Settings
 from gpuserver.protocol import TUTOR_V2, encode_speech
 from gpuserver.providers import RuntimeKey, find
 from gpuserver.tutor.tutoring import Tutoring
-from gpuserver.unified_server import create_app, uvicorn_config
+from gpuserver.unified_server import calm_collector, create_app, uvicorn_config
 from tests.fakes import HashEmbeddings, OpenVAD, ScriptedASR
 
 DONE: Final = '{"type":"turn.done"}'
@@ -79,7 +79,7 @@ def product(settings: Settings, script: Script, *, hears: bool) -> FastAPI:
     def factory(key: RuntimeKey) -> Any:
         return replaced.get(key.kind) or find(key)
 
-    app = create_app(settings, Tutoring(settings, factory=factory))
+    app = create_app(settings, Tutoring(settings, factory=factory), on_ready=calm_collector)
     app.add_api_route("/bench/objects", _live_objects)
 
     @app.get("/bench/tokens")

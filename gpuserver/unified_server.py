@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -41,16 +42,19 @@ log = observability.get_logger(__name__)
 
 _SWEEP_SECONDS: Final = 1.0
 _FAREWELL_SECONDS: Final = 3.0
+_COLLECT_AFTER: Final = 10_000
 
 
 def create_app(
     settings: Settings,
     tutoring: Tutoring | None = None,
     on_fatal: Callable[[GpuServerError], None] = lambda error: None,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The server as an ASGI app. It answers `/health` at once and loads its models meanwhile.
 
-    `on_fatal` is told when loading fails for good; without it the app stays, never ready.
+    `on_ready` is called when they are; `on_fatal` is told when loading fails for good; without it
+    the app stays, never ready.
     Raises ConfigurationError.
     """
     tutoring = tutoring or Tutoring(settings)
@@ -60,7 +64,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(_open_store, state)
         async with asyncio.TaskGroup() as group:
-            loading = group.create_task(_load(tutoring, on_fatal))
+            loading = group.create_task(_load(tutoring, on_fatal, on_ready))
             sweeping = group.create_task(state.sessions.sweep_forever(_SWEEP_SECONDS))
             async with state.live_sessions.running():
                 yield
@@ -130,7 +134,7 @@ def serve(settings: Settings) -> int:
         fatal.append(error)
         server.should_exit = True
 
-    app = create_app(settings, on_fatal=stop)
+    app = create_app(settings, on_fatal=stop, on_ready=calm_collector)
     server = Server(app, settings)
     url = local_url(*listener.getsockname()[:2])
     with listener, claimed(settings.data_dir, url):
@@ -250,7 +254,19 @@ def _rules(settings: Settings) -> Rules:
     )
 
 
-async def _load(tutoring: Tutoring, on_fatal: Callable[[GpuServerError], None]) -> None:
+def calm_collector() -> None:
+    """Let the process's garbage collector leave alone what was loaded, and look less often.
+
+    What it does for every turn grows with all that lives, sessions and libraries alike.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, 20, 20)
+
+
+async def _load(
+    tutoring: Tutoring, on_fatal: Callable[[GpuServerError], None], on_ready: Callable[[], None]
+) -> None:
     began = time.monotonic()
     try:
         await tutoring.load()
@@ -267,6 +283,7 @@ async def _load(tutoring: Tutoring, on_fatal: Callable[[GpuServerError], None]) 
         on_fatal(ConfigurationError(problem=f"Loading failed: {reason}.", fix="see the log above."))
     else:
         log.info("ready", seconds=round(time.monotonic() - began, 2))
+        on_ready()
 
 
 async def _tell(request: Request, error: Exception) -> JSONResponse:
