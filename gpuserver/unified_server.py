@@ -42,7 +42,7 @@ log = observability.get_logger(__name__)
 
 _SWEEP_SECONDS: Final = 1.0
 _FAREWELL_SECONDS: Final = 3.0
-_COLLECT_AFTER: Final = 10_000
+_COLLECT_AFTER: Final = 2_000
 
 
 def create_app(
@@ -261,7 +261,10 @@ def calm_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, 20, 20)
+    # Again, so that what was frozen no longer counts when a collection of everything is due.
+    gc.collect()
+    # Not much rarer than usual: what a session held is freed only by such a collection.
+    gc.set_threshold(_COLLECT_AFTER, 10, 10)
 
 
 async def _load(

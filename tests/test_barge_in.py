@@ -95,6 +95,11 @@ def test_a_command_to_stop_needs_no_length(
     assert interrupts(barge_in, words, 0.15, 0.2, language=language)
 
 
+def test_speech_that_was_taken_for_a_false_alarm_still_interrupts(barge_in: BargeIn) -> None:
+    assert not interrupts(barge_in, "what is", 0.2, now=12.1)
+    assert interrupts(barge_in, "what is a tuple", now=12.5)
+
+
 def test_the_first_answer_can_not_be_interrupted_at_its_beginning() -> None:
     barge_in = BargeIn(BargeInRules(grace_seconds=1.0))
     assert barge_in.pauses(4.0)
