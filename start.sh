@@ -9,11 +9,12 @@ case "${1:-}" in
     "" | --foreground) ;;
     *) die "usage: ./start.sh [--foreground]" ;;
 esac
-# What test.sh installed holds all that is needed here.
-wanted=(requirements/base.txt)
-[ -e .venv/.with-tests ] && wanted+=(requirements/test.txt)
-install_packages "${wanted[@]}"
+chosen=$(profile)
+venv=$(venv_of "$chosen")
+install_profile "$chosen"
+# So that the GPU's driver and CUDA count several GPUs alike.
+export CUDA_DEVICE_ORDER="${CUDA_DEVICE_ORDER:-PCI_BUS_ID}"
 if [ "${1:-}" = --foreground ]; then
-    exec .venv/bin/gpuserver serve
+    exec "$venv/bin/gpuserver" serve
 fi
-exec .venv/bin/gpuserver start
+exec "$venv/bin/gpuserver" start

@@ -2,5 +2,8 @@
 # Stops the server that this folder's settings started, and its workers; nothing else.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-[ -x .venv/bin/gpuserver ] || { echo "Nothing to stop: gpuserver is not installed here."; exit 0; }
-exec .venv/bin/gpuserver stop
+# Whichever was installed: the running server is found by its pid file, not by its environment.
+for venv in .venv .venv-engines; do
+    [ -x "$venv/bin/gpuserver" ] && exec "$venv/bin/gpuserver" stop
+done
+echo "Nothing to stop: gpuserver is not installed here."

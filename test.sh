@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need and runs all of them; `./test.sh fast` leaves the slow ones out.
+# Installs what the tests need and runs all of them, at last those of the large engines, in an
+# environment of their own. `./test.sh fast` leaves these and the slow ones out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . requirements/install.sh
@@ -32,8 +33,7 @@ need_debian() {
 
 step() { printf '\n== %s\n' "$*"; }
 
-install_packages requirements/base.txt requirements/test.txt
-touch .venv/.with-tests
+install_profile embedded with-tests
 need_debian "${1:-}"
 
 step "ruff"
@@ -44,7 +44,14 @@ step "mypy"
 step "import contracts"
 .venv/bin/lint-imports
 step "tests"
-if [ "${1:-}" = fast ]; then
-    exec .venv/bin/python -m pytest -n 3 -m "not slow and not browser"
-fi
-exec .venv/bin/python -m pytest
+.venv/bin/python -m pytest -n 3 -m "not slow and not browser"
+[ "${1:-}" = fast ] && exit
+
+step "slow tests"
+.venv/bin/python -m pytest -m "slow or browser"
+
+# On a machine with a GPU that the engines were installed for, they are tested on it.
+build=$(cat .venv-engines/.profile 2>/dev/null || echo cpu)
+step "large engines, built for: $build"
+install_profile "$build" with-tests
+exec .venv-engines/bin/python -m pytest -c tests/engines/pytest.ini tests/engines
