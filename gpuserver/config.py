@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gpuserver.errors import ConfigurationError
@@ -79,26 +79,69 @@ class Settings(BaseSettings):
 
     tutors_file: Path | None = None
     """A `tutors.yaml` of your own; empty: the tutors that ship with the product."""
+    profile: Literal["embedded", "cpu", "gpu"] = "embedded"
+    """What `auto` stands for below, and what `./start.sh` installs (docs/engines.md)."""
     llm_provider: str = "auto"
-    """What answers: `auto` or `extractive`."""
+    """What answers: `auto`, `extractive`, `vllm` or `openai`."""
     llm_model: str = ""
-    """Model name or path for the LLM provider; `extractive` has none."""
+    """Chat model: a folder or a hub name, or the name it has on the `openai` server."""
+    llm_fallback: Annotated[tuple[str, ...], NoDecode] = ()
+    """What answers, in this order, when the first can't: for example `openai,extractive`."""
+    llm_base_url: str = ""
+    """An OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`; with `auto` it answers."""
+    llm_api_key: SecretStr = SecretStr("")
+    """Key for that server."""
     asr_provider: str = "auto"
-    """What recognises speech: `auto`, `pocketsphinx` or `none`."""
+    """What recognises speech: `auto`, `pocketsphinx`, `faster-whisper` or `none`."""
     asr_model: str = ""
-    """Model name or path for the recogniser; `pocketsphinx` has none."""
+    """Recognition model: a folder, a size such as `small`, or a hub name."""
     tts_provider: str = "auto"
-    """What speaks: `auto`, `espeak` or `none`."""
+    """What speaks: `auto`, `espeak`, `coqui` or `none`."""
     tts_model: str = ""
-    """Model name or path for the speech engine; `espeak` has none."""
+    """Voice model: a folder, or a name such as `tts_models/en/ljspeech/vits`."""
     embeddings_provider: str = "auto"
-    """What compares questions and passages by meaning: `auto` or `minilm`."""
+    """What compares by meaning: `auto`, `minilm` or `sentence-transformers`."""
     embeddings_model: str = ""
-    """Path of a sentence-embedding model; `minilm` has its own."""
+    """Sentence-embedding model: a folder or a hub name."""
+    index_provider: str = "auto"
+    """What searches the course's vectors: `auto`, `numpy` or `faiss`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where recognition, speech and embeddings run; `auto`: on a GPU if there is one."""
+    offline: bool = False
+    """Never ask a model hub: models are folders, or were pulled before."""
+    models_dir: Path | None = None
+    """Where pulled models lie; empty: `DATA_DIR/models`."""
     asr_workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Recogniser processes: how many students can be recognised at the same moment."""
     engine_cache_size: Count = 16
     """Tutors kept ready while nobody uses them; those in use are never dropped."""
+
+    # Large models
+
+    llm_context_tokens: Annotated[int, Field(ge=256, le=1 << 20)] = 8192
+    """Longest prompt and answer together; a longer conversation is cut at its beginning."""
+    llm_running: Count = 32
+    """Questions that a chat model answers at the same moment."""
+    llm_waiting: Annotated[int, Field(ge=0, le=10_000)] = 64
+    """Questions that may wait for it behind those; one more is told that it is busy."""
+    llm_gpus: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs that one `vllm` model is spread over."""
+    llm_gpu_share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of each of these GPUs' memory for a `vllm` model and its cache."""
+    llm_cache_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    """Cache of a `vllm` model; 0: what the share leaves, or 1024 on a CPU."""
+    llm_reasoning: str = ""
+    """vLLM's parser for a model that thinks aloud, such as `qwen3` or `deepseek_r1`."""
+    llm_sleep_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 0
+    """A `vllm` model unused for this long frees its GPU memory until it is asked; 0: never."""
+    asr_precision: Literal["auto", "float32", "float16", "int8", "int8_float16"] = "auto"
+    """Arithmetic of `faster-whisper`; `auto`: float16 on a GPU, int8 on a CPU."""
+    asr_batch: Annotated[int, Field(ge=1, le=64)] = 8
+    """Utterances of different students that `faster-whisper` recognises together."""
+    asr_detect_language: bool = False
+    """`faster-whisper` finds out which language is spoken instead of expecting the tutor's."""
+    gpu_memory_mb: Annotated[int, Field(ge=0, le=1 << 24)] = 0
+    """Memory of each GPU that this server may use; 0: all that is free."""
 
     # Limits
 
@@ -171,11 +214,22 @@ class Settings(BaseSettings):
     tutor_overrides: dict[int, dict[str, str]] = Field(default_factory=dict, exclude=True)
     """From TUTOR_<id>_<KIND>_<MODEL|PROVIDER>: tutor id → {"llm_model": …}."""
 
-    @field_validator("allowed_origins", mode="before")
+    @field_validator("allowed_origins", "llm_fallback", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("llm_base_url")
+    @classmethod
+    def _http_base(cls, value: str) -> str:
+        value = value.strip().rstrip("/")
+        parts = urlsplit(value)
+        if value and (parts.scheme not in {"http", "https"} or not parts.hostname):
+            raise ValueError("must look like http://host:port/v1 or https://host/v1")
+        if parts.username or parts.password:
+            raise ValueError("must not hold a key: that is LLM_API_KEY")
         return value
 
     @field_validator("websocket_url")
@@ -222,6 +276,22 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, dotenv_settings
+
+
+DEFAULTS: Final = Settings.model_construct()
+"""Every setting as it is where nobody set it; the environment is not read."""
+
+
+def visible_gpus() -> str | None:
+    """The GPUs that CUDA shows this process, as it is told them; None: all of them."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def set_for_libraries(values: Mapping[str, str]) -> None:
+    """Set what a library and its processes read from the environment; an operator's own values
+    stay."""
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
 
 
 def load(env_file: Path | None = Path(".env"), **given: Any) -> tuple[Settings, list[str]]:

@@ -76,6 +76,34 @@ class ProviderUnavailable(ConfigurationError):
     status = 503
 
 
+class ModelTooLarge(ProviderUnavailable):
+    """A model that does not fit, even with everything idle closed. `device`: GPU or CPU."""
+
+    code = "model_too_large"
+    en = (
+        "{model} needs about {needs_mb} MB of {device} memory and {free_mb} MB can be had. "
+        "Fix: unload a model, choose a smaller one, or lower LLM_GPU_SHARE or LLM_CACHE_MB."
+    )
+    zh = (
+        "{model} 需要约 {needs_mb} MB {device} 内存，而可用的只有 {free_mb} MB。"
+        "解决办法：卸载一个模型，换一个更小的，或调低 LLM_GPU_SHARE 或 LLM_CACHE_MB。"
+    )
+
+
+class OutOfMemory(ProviderUnavailable):
+    """Memory ran out during a load, whatever was measured before. `device`: GPU or CPU."""
+
+    code = "out_of_memory"
+    en = (
+        "{model} ran out of {device} memory while it was loaded. "
+        "Fix: unload a model, choose a smaller one, or lower LLM_GPU_SHARE or LLM_CACHE_MB."
+    )
+    zh = (
+        "加载 {model} 时 {device} 内存不足。"
+        "解决办法：卸载一个模型，换一个更小的，或调低 LLM_GPU_SHARE 或 LLM_CACHE_MB。"
+    )
+
+
 # Management API
 
 
@@ -151,6 +179,38 @@ class KnowledgeBaseNotFound(GpuServerError):
     status = 404
     en = "There is no knowledge base {kb_id!r} here; answers use the tutor's own course."
     zh = "这里没有知识库 {kb_id!r}，将使用导师自己的课程回答。"
+
+
+class ModelUnknown(GpuServerError):
+    """Only what is configured or lies in the folder of models is loaded for a caller."""
+
+    code = "model_unknown"
+    status = 404
+    en = (
+        "There is no {kind} model {model!r} for {provider!r} here. "
+        "Fix: fetch it into MODELS_DIR (gpuserver models pull), or name it in a tutor or in .env."
+    )
+    zh = (
+        "这里没有用于 {provider!r} 的 {kind} 模型 {model!r}。"
+        "解决办法：用 gpuserver models pull 下载到 MODELS_DIR，或在导师文件或 .env 中写上它。"
+    )
+
+
+class ModelNotLoaded(GpuServerError):
+    code = "model_not_loaded"
+    status = 404
+    en = "The model {model} is not loaded."
+    zh = "模型 {model} 没有加载。"
+
+
+class ModelInUse(GpuServerError):
+    code = "model_in_use"
+    status = 409
+    en = (
+        "The model {model} is in use by {users}; "
+        "it stays while somebody talks to them, and the default tutor's always."
+    )
+    zh = "模型 {model} 正被 {users} 使用；有人与其交谈时不能卸载，默认导师的模型始终保留。"
 
 
 # Admission to a socket
@@ -304,6 +364,28 @@ class Restarted(GpuServerError):
     retryable = True
     en = "The server was restarted during this answer; please ask again."
     zh = "回答过程中服务器重新启动，请重新提问。"
+
+
+class EngineBusy(GpuServerError):
+    """A model has as many questions running and waiting as it takes."""
+
+    code = "engine_busy"
+    status = 503
+    retryable = True
+    en = "The tutor is answering many questions right now; please try again in {seconds} seconds."
+    zh = "现在提问的人很多，请在 {seconds} 秒后再试。"
+
+    def __init__(self, *, seconds: int) -> None:
+        super().__init__(retry_after=seconds, seconds=seconds)
+
+
+class PromptTooLong(GpuServerError):
+    """More words than the model takes in, with nothing left to leave out."""
+
+    code = "prompt_too_long"
+    status = 400
+    en = "The question is longer than the tutor's model can take in; please shorten it."
+    zh = "问题太长，导师使用的模型无法处理，请缩短一些。"
 
 
 class EngineFailed(GpuServerError):

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import av
 import numpy as np
-import soxr  # type: ignore[import-untyped]
+import soxr
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler

@@ -16,20 +16,24 @@ from gpuserver.audio import Audio
 from gpuserver.language import Language
 from gpuserver.providers import (
     Delta,
+    Piece,
     Place,
     Request,
     RuntimeKey,
+    Scale,
     Speech,
     Transcript,
     VisemeMark,
     Vocabulary,
     WordTime,
 )
+from gpuserver.providers.numpy import NumpyIndex
 
 RATE = 16_000
 
-Script = Sequence[str | asyncio.Event | Exception]
-"""What a model does for one question: deltas to write, events to wait for, a failure to raise."""
+Script = Sequence[str | Piece | asyncio.Event | Exception]
+"""What a model does for one question: what it gives (a string is a delta of the answer), events to
+wait for, a failure to raise."""
 
 
 class Clock:
@@ -83,7 +87,7 @@ class ScriptedLLM(_Runtime):
     def __post_init__(self) -> None:
         super().__init__()
 
-    async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
+    async def generate(self, request: Request) -> AsyncGenerator[Piece, None]:
         if not request.messages:
             return  # the warm-up, which is no question
         self.requests.append(request)
@@ -101,7 +105,7 @@ class ScriptedLLM(_Runtime):
                 elif isinstance(step, Exception):
                     raise step
                 else:
-                    yield Delta(step)
+                    yield Delta(step) if isinstance(step, str) else step
                     await asyncio.sleep(0)
         finally:
             self.running -= 1
@@ -166,11 +170,14 @@ class ToneTTS(_Runtime):
     fail: Exception | None = None
     instead: dict[str, Sequence[Speech | asyncio.Event | Exception]] = field(default_factory=dict)
     sample_rate: int = RATE
+    voices: dict[Language, str] = field(default_factory=lambda: {"en": "tone", "zh": "tone"})
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    async def speak(self, clause: str, voice: str, speed: float) -> AsyncGenerator[Speech, None]:
+    async def speak(
+        self, clause: str, language: Language, voice: str, speed: float
+    ) -> AsyncGenerator[Speech, None]:
         self.clauses.append(clause)
         if self.fail is not None:
             raise self.fail
@@ -236,12 +243,13 @@ class HashEmbeddings(_Runtime):
     languages = frozenset({"en"})
     dimension = 256
     name = "hash"
+    scale: Mapping[Language, Scale] = {}
 
     def __init__(self) -> None:
         super().__init__()
         self.fails: dict[str, Exception | threading.Event] = {}
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
         for word, failure in self.fails.items():
             if any(word in text for text in texts):
                 if isinstance(failure, Exception):
@@ -265,6 +273,7 @@ class Cast:
     tts: ToneTTS = field(default_factory=ToneTTS)
     vad: OpenVAD = field(default_factory=OpenVAD)
     embeddings: HashEmbeddings = field(default_factory=HashEmbeddings)
+    index: Callable[[str, Place], Any] = NumpyIndex
 
     def find(self, key: RuntimeKey) -> Callable[[str, Place], Any]:
         runtime: Callable[[str, Place], Any] = getattr(self, key.kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,12 @@ def test_the_example_file_loads_as_it_is(tmp_path: Path) -> None:
     settings, warnings = config.load(uncommented)
     assert settings == load()
     assert warnings == []
+
+
+def test_what_an_operator_has_set_for_a_library_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_LIBRARY_LEVEL", "DEBUG")
+    monkeypatch.setenv("SOME_LIBRARY_HOST", "")  # so that it is taken back afterwards
+    monkeypatch.delenv("SOME_LIBRARY_HOST")
+    config.set_for_libraries({"SOME_LIBRARY_LEVEL": "ERROR", "SOME_LIBRARY_HOST": "127.0.0.1"})
+    assert os.environ["SOME_LIBRARY_LEVEL"] == "DEBUG"
+    assert os.environ["SOME_LIBRARY_HOST"] == "127.0.0.1"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soxr  # type: ignore[import-untyped]
+import soxr
 from numpy.typing import NDArray
 
 from gpuserver.audio import Audio

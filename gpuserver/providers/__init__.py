@@ -1,32 +1,23 @@
-"""What a model must be able to do here, one to three verbs a kind, and where each one lives."""
+"""What a model must be able to do here, one to three verbs a kind."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from pathlib import Path, PurePath
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuserver.audio import Audio
-from gpuserver.errors import ProviderUnavailable
+from gpuserver.config import DEFAULTS, Settings
 from gpuserver.language import Language
+from gpuserver.metrics import Meter
 
-Kind = Literal["llm", "asr", "tts", "vad", "embeddings"]
-
-# name → "module:Class". Heavy libraries are imported by their own file, when it is first needed.
-PROVIDERS: Final[Mapping[Kind, Mapping[str, str]]] = {
-    "llm": {"extractive": "gpuserver.providers.extractive:ExtractiveLLM"},
-    "asr": {"pocketsphinx": "gpuserver.providers.pocketsphinx:PocketsphinxASR"},
-    "tts": {"espeak": "gpuserver.providers.espeak:EspeakTTS"},
-    "vad": {"silero": "gpuserver.providers.silero:SileroVAD"},
-    "embeddings": {"minilm": "gpuserver.providers.minilm:MiniLMEmbeddings"},
-}
+Kind = Literal["llm", "asr", "tts", "vad", "embeddings", "index"]
 
 
 # Language model
@@ -60,8 +51,12 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
+    """How a chat model chooses its words; `max_tokens` bounds an answer, thoughts included."""
+
     temperature: float = 0.7
+    top_p: float = 1.0
     max_tokens: int = 512
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +65,8 @@ class Request:
 
     A chat model reads `messages`; the extractive engine reads `question` (a follow-up already made
     whole) and `passages` (best first, empty when the material does not cover the question).
+    `adapter` is the folder of a LoRA adapter, "" for the model as it is. With a `json_schema` a
+    chat model that can hold itself to one answers with JSON that fits it.
     """
 
     messages: Sequence[Message]
@@ -78,18 +75,51 @@ class Request:
     language: Language
     sampling: Sampling = Sampling()
     adapter: str = ""
+    json_schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The next piece of the answer, as Markdown text with `[n]` for the n-th passage."""
+    """The next piece of the answer, as Markdown text with `[n]` for the n-th passage.
+
+    A `thought` is what a reasoning model says to itself: no part of the answer, never spoken.
+    """
 
     text: str
+    thought: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A place in the line before a busy model, 1 being the next, and about how long that takes.
+
+    Said again when it changes, and now and then while it does not.
+    """
+
+    position: int
+    eta_s: int
+
+
+LINE_SECONDS: Final = 10.0
+"""A line speaks sooner than this; whoever stands in one is not before a model that hangs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """Another model answers than the tutor's own, which can't. Before its first `Delta`."""
+
+    provider: str
+
+
+Piece = Delta | Waiting | Fallback
 
 
 class LLM(Protocol):
-    def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
-        """The answer in pieces. Closing the generator stops the model. Raises EngineFailed."""
+    def generate(self, request: Request) -> AsyncGenerator[Piece, None]:
+        """The answer in pieces. Closing the generator stops the model.
+
+        Raises EngineFailed, EngineBusy, EngineStalled, PromptTooLong.
+        """
         ...
 
 
@@ -133,11 +163,15 @@ class WordTime:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """`text` is empty when no word was heard; `confidence` is 0–1."""
+    """`text` is empty when no word was heard; `confidence` is 0–1.
+
+    `language` is the one that was detected, None where none was looked for.
+    """
 
     text: str
     words: tuple[WordTime, ...] = ()
     confidence: float = 1.0
+    language: Language | None = None
 
 
 class ASR(Protocol):
@@ -183,17 +217,21 @@ class Speech:
 class TTS(Protocol):
     sample_rate: int
     """Of all its speech, in hertz."""
+    voices: Mapping[Language, str]
+    """The languages it speaks, each with the voice for a tutor that names none."""
 
-    def speak(self, clause: str, voice: str, speed: float) -> AsyncGenerator[Speech, None]:
+    def speak(
+        self, clause: str, language: Language, voice: str, speed: float
+    ) -> AsyncGenerator[Speech, None]:
         """A clause aloud, in pieces; nothing for one that has no sound. Raises EngineFailed."""
         ...
 
     async def pronounce(self, words: Sequence[str]) -> Mapping[str, str]:
-        """IPA of each English word."""
+        """IPA of each English word; empty from an engine that can't tell."""
         ...
 
 
-# Voice activity, embeddings
+# Voice activity, embeddings, the index of vectors
 
 DETECTOR_FRAME: Final = 512
 """Samples, at 16 kHz, of the frames that a detector scores."""
@@ -224,13 +262,49 @@ class VAD(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How a model's cosines compare with MiniLM's: `factor` × cosine + `offset`."""
+
+    factor: float = 1.0
+    offset: float = 0.0
+
+
 class Embeddings(Protocol):
     languages: frozenset[str]
     dimension: int
     name: str
+    """Of the model with these very weights: vectors that are kept belong to a name."""
+    scale: Mapping[Language, Scale]
+    """Of questions in a language; a language left out has MiniLM's own cosines."""
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors, float32 of shape (len(texts), dimension). Blocking: call it in a thread."""
+    def embed(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
+        """Unit vectors, float32 of shape (len(texts), dimension). Blocking: call it in a thread.
+
+        `query` says that the texts are questions, which some models read otherwise than what
+        answers them. Raises EngineFailed.
+        """
+        ...
+
+
+class Vectors(Protocol):
+    """Unit vectors that are held where they are searched. Any number of threads may search."""
+
+    def cosines(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The cosine of every row, in order, to a unit vector: float32 of shape (rows,).
+
+        An index that finds the nearest rows alone gives all others 0. Blocking (20 ms for 100,000
+        rows). Raises EngineFailed.
+        """
+        ...
+
+
+class VectorIndex(Protocol):
+    def hold(self, matrix: NDArray[np.float32]) -> Vectors:
+        """Make unit vectors, float32 of shape (rows, dimension), searchable until `close`.
+
+        Blocking. Raises ProviderUnavailable.
+        """
         ...
 
 
@@ -239,24 +313,48 @@ class Embeddings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RuntimeKey:
-    """What a runtime is. Two tutors that ask for equal keys share one loaded model."""
+    """What a runtime is. Two tutors that ask for equal keys share one loaded model.
+
+    `adapters` are the LoRA folders of all tutors on this model, so that it has room for them.
+    """
 
     kind: Kind
     provider: str
     model: str = ""
+    adapters: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Provider and model, for anybody to read: of a path only its end."""
+        parts = PurePath(self.model).parts
+        return f"{self.provider} {'/'.join(parts[-2:]).lstrip('/')}".strip()
 
 
 def names(keys: Mapping[Kind, RuntimeKey]) -> dict[str, str]:
     """What runs, by kind, for people to read: {"llm": "extractive"}."""
-    return {kind: f"{key.provider} {key.model}".strip() for kind, key in keys.items()}
+    return {kind: str(key) for kind, key in keys.items()}
+
+
+LoadStage = Literal["fetching", "loading", "warming"]
+OnProgress = Callable[[LoadStage, float | None], None]
+"""Told each stage of a load and the share of it that is done (None: can't tell); any thread."""
+
+
+def _unwatched(stage: LoadStage, share: float | None) -> None:
+    """Nobody looks at this load's progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a provider may keep files and how many processes or threads it may use."""
+    """What a provider works with: a folder for files, the settings, its model's adapters, the
+    meter it counts its work by, who is told how its load goes on, and the GPU it goes to: an index
+    among those that CUDA shows, None for the CPU."""
 
     data_dir: Path
-    workers: int = 1
+    settings: Settings = DEFAULTS
+    adapters: tuple[str, ...] = ()
+    meter: Meter = field(default_factory=Meter)
+    on_progress: OnProgress = _unwatched
+    gpu: int | None = None
 
 
 class Runtime(Protocol):
@@ -271,19 +369,24 @@ class Runtime(Protocol):
         ...
 
 
-def find(key: RuntimeKey) -> Any:
-    """The provider class for a key. Raises ProviderUnavailable, naming what is there instead."""
-    known = PROVIDERS[key.kind]
-    if key.provider not in known:
-        raise ProviderUnavailable(
-            problem=f"There is no {key.kind} provider named {key.provider!r}.",
-            fix=f"set {key.kind.upper()}_PROVIDER to one of: auto, {', '.join(known)}.",
-        )
-    module, _, name = known[key.provider].partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise ProviderUnavailable(
-            problem=f"The {key.kind} provider {key.provider!r} lacks a library: {error}.",
-            fix="run ./start.sh again, which installs what it needs.",
-        ) from error
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a loaded runtime is. `pids` are processes of its own, beside the server's."""
+
+    state: Literal["ready", "asleep", "restarting"] = "ready"
+    running: int = 0
+    waiting: int = 0
+    pids: tuple[int, ...] = ()
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A runtime that tells how it is; one that doesn't is ready as long as it is loaded."""
+
+    def status(self) -> Status:
+        """At once; any thread."""
+        ...
+
+    async def probe(self) -> None:
+        """A cheap real forward pass, a token or a few samples. Raises EngineFailed."""
+        ...

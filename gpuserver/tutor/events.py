@@ -32,6 +32,28 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True)
+class InLine:
+    """A place in the line before a busy model, 1 being the next, and about how long that takes."""
+
+    position: int
+    eta_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredBy:
+    """Another model answers than the tutor's own, which can't; before any text."""
+
+    provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """What a reasoning model says to itself, in pieces: no part of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """The next piece of the answer, Markdown."""
 
@@ -82,7 +104,19 @@ class Ended:
     heard: str | None = None
 
 
-Event = Started | Recognised | Sources | TextDelta | TextDone | SpeechChunk | SpeechDone | Ended
+Event = (
+    Started
+    | Recognised
+    | Sources
+    | InLine
+    | AnsweredBy
+    | Thought
+    | TextDelta
+    | TextDone
+    | SpeechChunk
+    | SpeechDone
+    | Ended
+)
 
 
 class Sink(Protocol):

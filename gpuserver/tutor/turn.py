@@ -20,7 +20,17 @@ from gpuserver.errors import (
 )
 from gpuserver.language import Language, detect
 from gpuserver.observability import get_logger
-from gpuserver.providers import Passage, Request, Speech, Transcript
+from gpuserver.providers import (
+    LINE_SECONDS,
+    Delta,
+    Fallback,
+    Passage,
+    Piece,
+    Request,
+    Speech,
+    Transcript,
+    Waiting,
+)
 from gpuserver.smalltalk import is_small_talk
 from gpuserver.tutor import events, prompts
 from gpuserver.tutor.ai_engine import AIEngine
@@ -118,6 +128,9 @@ class Turn:
         self._exchange: Exchange | None = None
         self._counts = not ahead
         self._half = ""
+        self._half_thought = ""
+        self._deadline = asyncio.timeout(None)
+        self._thought_chars = 0
         self._odd = b""
         self._speaks = False
 
@@ -187,7 +200,7 @@ class Turn:
         # Speaking is not under the deadline: it takes as long as the answer is.
         async with asyncio.TaskGroup() as stages:
             try:
-                async with asyncio.timeout(self._limits.turn_seconds):
+                async with asyncio.timeout(self._limits.turn_seconds) as self._deadline:
                     request = await self._understand()
                     await self._write(request, self._voice(stages, request.language))
             except TimeoutError:
@@ -210,7 +223,14 @@ class Turn:
         passages = await self._retrieve(whole, language)
         persona = self._engine.tutor.persona
         messages = prompts.messages(persona, self._conversation, passages, self._asked, language)
-        return Request(messages, whole, passages, language)
+        return Request(
+            messages,
+            whole,
+            passages,
+            language,
+            self._engine.tutor.sampling.sampling(),
+            self._engine.adapter,
+        )
 
     async def _retrieve(self, question: str, language: Language) -> list[Passage]:
         if is_small_talk(question, language):
@@ -240,20 +260,26 @@ class Turn:
         splitter = Clauses() if clauses is not None else None
         limits = self._limits
         count = 0
-        async with Watchdog("llm") as watchdog, aclosing(self._engine.generate(request)) as deltas:
+        async with Watchdog("llm") as watchdog, aclosing(self._engine.generate(request)) as pieces:
             watchdog.expect(limits.first_token_seconds)
-            async for delta in deltas:
+            async for piece in pieces:
                 watchdog.relax()
-                text = self._take(delta.text)
+                count += 1
+                if count % _BURST == 0:
+                    await asyncio.sleep(0)
+                if not isinstance(piece, Delta) or piece.thought:
+                    await self._tell(piece)
+                    in_line = isinstance(piece, Waiting)
+                    first = limits.first_token_seconds
+                    watchdog.expect(max(first, LINE_SECONDS) if in_line else first)
+                    continue
+                text = self._take(piece.text)
                 if text:
                     await self._sink.write(events.TextDelta(text))
                 if splitter is not None and clauses is not None:
                     for clause in splitter.feed(text):
                         self.mark("first_clause")
                         clauses.put_nowait(clause)
-                count += 1
-                if count % _BURST == 0:
-                    await asyncio.sleep(0)
                 watchdog.expect(limits.token_seconds)
         if splitter is not None and clauses is not None:
             for clause in splitter.flush():
@@ -261,6 +287,24 @@ class Turn:
                 clauses.put_nowait(clause)
             clauses.put_nowait(None)
         await self._sink.write(events.TextDone("".join(self._written)))
+
+    async def _tell(self, piece: Piece) -> None:
+        """What a model gives besides its answer."""
+        match piece:
+            case Delta(text):
+                thought, self._half_thought = _whole_characters(self._half_thought + text)
+                self._thought_chars += len(thought)
+                # As long as an answer may be: what is thought beyond that, nobody reads.
+                within = self._thought_chars <= self._limits.answer_chars
+                if thought and within and self._engine.tutor.show_thoughts:
+                    await self._sink.write(events.Thought(thought))
+            case Waiting(position, eta_s):
+                # A place in the line is shown, and a turn that has not begun uses up no time.
+                now = asyncio.get_running_loop().time()
+                self._deadline.reschedule(now + self._limits.turn_seconds)
+                await self._sink.write(events.InLine(position, eta_s))
+            case Fallback(provider):
+                await self._sink.write(events.AnsweredBy(provider))
 
     def _take(self, text: str) -> str:
         """What the model wrote, counted, and never half a character. Raises AnswerTooLong."""

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from gpuserver.config import Settings
 from gpuserver.errors import ConfigurationError, TutorNotFound
 from gpuserver.language import Language
-from gpuserver.providers import Kind, RuntimeKey, find
+from gpuserver.providers import Kind, RuntimeKey, Sampling
+from gpuserver.providers.table import find
 
 SHIPPED: Final = Path(__file__).parent.parent / "tutors.yaml"
 
-# What `auto` stands for on a machine without a GPU; a tutor or a setting names anything else.
-_AUTO: Final[Mapping[Kind, str]] = {
+# What `auto` stands for, without and with a model that is named for it.
+_EMBEDDED: Final[Mapping[Kind, str]] = {
     "llm": "extractive",
     "asr": "pocketsphinx",
     "tts": "espeak",
     "vad": "silero",
     "embeddings": "minilm",
+    "index": "numpy",
 }
-_OF_A_TUTOR: Final[tuple[Kind, ...]] = ("llm", "asr", "tts", "vad")
+_LARGE: Final[Mapping[Kind, str]] = {
+    "llm": "vllm",
+    "asr": "faster-whisper",
+    "tts": "coqui",
+    "vad": "silero",
+    "embeddings": "sentence-transformers",
+    "index": "numpy",
+}
 _MAY_BE_NONE: Final = frozenset({"asr", "tts"})
-
-
-def _voices() -> dict[Language, str]:
-    return {"en": "en-us", "zh": "cmn"}
 
 
 class Engine(BaseModel):
@@ -37,6 +44,40 @@ class Engine(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     provider: str = ""
     model: str = ""
+
+
+_UNNAMED: Final = Engine()
+
+
+class ChatEngine(Engine):
+    """A chat model of a tutor's."""
+
+    adapter: str = ""
+    """Folder of a LoRA adapter for the model, relative to the tutors file."""
+    fallback: tuple[Engine, ...] | None = None
+    """What answers, in this order, when the model can't; left out: the server's setting."""
+
+
+class Engines(BaseModel):
+    """What a tutor speaks through, where it is not what the settings say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    llm: ChatEngine = ChatEngine()
+    asr: Engine = Engine()
+    tts: Engine = Engine()
+
+
+class Choosing(BaseModel):
+    """How a tutor's chat model chooses its words."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 512
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=8)] = ()
+
+    def sampling(self) -> Sampling:
+        return Sampling(**self.model_dump())
 
 
 class Tutor(BaseModel):
@@ -50,12 +91,15 @@ class Tutor(BaseModel):
     persona: Annotated[str, Field(max_length=4000)] = ""
     """Who the tutor is, as a chat model is told."""
     greeting: dict[Language, str] = Field(default_factory=dict)
-    voices: dict[Language, str] = Field(default_factory=_voices)
-    """The speech engine's voice for each language it speaks."""
+    voices: dict[Language, str] = Field(default_factory=dict)
+    """The speech engine's voice for each language it speaks; left out: the engine's own."""
     speed: Annotated[float, Field(ge=0.5, le=2.0)] = 1.0
     knowledge: tuple[str, ...] = ()
     """Courses it answers from, by name."""
-    models: dict[Literal["llm", "asr", "tts"], Engine] = Field(default_factory=dict)
+    models: Engines = Engines()
+    sampling: Choosing = Choosing()
+    show_thoughts: bool = False
+    """Whether students see what a reasoning model thinks before it answers."""
 
     @field_validator("greeting", "voices", mode="before")
     @classmethod
@@ -82,20 +126,12 @@ class _File(BaseModel):
 class Catalogue:
     """The tutors of one file and the settings that apply where a tutor names no engine."""
 
-    def __init__(
-        self,
-        file: Path,
-        engines: Mapping[str, str],
-        overrides: Mapping[int, Mapping[str, str]],
-        *,
-        refuse_unknown: bool,
-        factory: Callable[[RuntimeKey], Any] = find,
-    ) -> None:
-        """`engines` and `overrides` map `llm_provider`, `llm_model` … to names.
-
-        Raises ConfigurationError with what is wrong in the file, or with a provider it names.
-        """
+    def __init__(self, settings: Settings, factory: Callable[[RuntimeKey], Any] = find) -> None:
+        """Raises ConfigurationError with what is wrong in the file, or with a provider it names."""
+        self._settings = settings
+        file = settings.tutors_file or SHIPPED
         content = _read(file)
+        self._folder = file.parent.resolve()
         self._tutors = {tutor.id: tutor for tutor in content.tutors}
         if len(self._tutors) < len(content.tutors):
             raise _bad(file, "two tutors have the same id")
@@ -107,12 +143,14 @@ class Catalogue:
             for course in tutor.knowledge:
                 if course not in self.courses:
                     raise _bad(file, f"tutor {tutor.id} uses the unlisted course {course!r}")
-        self._engines, self._overrides = engines, overrides
-        self._refuse_unknown = refuse_unknown
-        for tutor_id in {*self._tutors, *overrides}:
-            for key in self.runtime_keys(self.resolve(tutor_id)).values():
+        ids = {*self._tutors, *settings.tutor_overrides}
+        self._adapters = self._adapters_of([self.resolve(tutor_id) for tutor_id in ids])
+        for tutor_id in ids:
+            tutor = self.resolve(tutor_id)
+            for key in (*self.runtime_keys(tutor).values(), *self.fallback_keys(tutor)):
                 factory(key)
         factory(self.embeddings_key)
+        factory(self.index_key)
 
     def __iter__(self) -> Iterator[Tutor]:
         return iter(self._tutors.values())
@@ -128,34 +166,79 @@ class Catalogue:
         """
         if tutor_id in self._tutors:
             return self._tutors[tutor_id]
-        if tutor_id in self._overrides:
+        if tutor_id in self._settings.tutor_overrides:
             return self.default.model_copy(update={"id": tutor_id})
-        if self._refuse_unknown:
+        if self._settings.unknown_tutor == "refuse":
             raise TutorNotFound(tutor_id=tutor_id)
         return self.default
 
     def runtime_keys(self, tutor: Tutor) -> dict[Kind, RuntimeKey]:
         """Which runtime a tutor uses for each kind; a kind switched off is absent."""
-        keys = {kind: self._key(kind, tutor) for kind in _OF_A_TUTOR}
-        return {kind: key for kind, key in keys.items() if key.provider != "none"}
+        own = tutor.models
+        keys = (
+            self._with_adapters(self._key("llm", own.llm, tutor.id)),
+            self._key("asr", own.asr, tutor.id),
+            self._key("tts", own.tts, tutor.id),
+            self._key("vad"),
+        )
+        return {key.kind: key for key in keys if key.provider != "none"}
+
+    def fallback_keys(self, tutor: Tutor) -> tuple[RuntimeKey, ...]:
+        """The chat models that answer, in this order, when the tutor's own can't."""
+        chain = tutor.models.llm.fallback
+        if chain is None:
+            chain = tuple(Engine(provider=name) for name in self._settings.llm_fallback)
+        keys = (self._with_adapters(self._key("llm", engine)) for engine in chain)
+        first = self.runtime_keys(tutor)["llm"]
+        return tuple(key for key in dict.fromkeys(keys) if key != first)
+
+    def adapter(self, tutor: Tutor) -> str:
+        """The folder of the tutor's LoRA adapter, "" for none."""
+        adapter = tutor.models.llm.adapter
+        return str(self._folder / adapter) if adapter else ""
 
     @property
     def embeddings_key(self) -> RuntimeKey:
         """The embeddings of the whole server: courses are shared between tutors."""
-        return self._key("embeddings", self.default)
+        return self._key("embeddings")
 
-    def _key(self, kind: Kind, tutor: Tutor) -> RuntimeKey:
-        own = next((e for k, e in tutor.models.items() if k == kind), Engine())
-        override = self._overrides.get(tutor.id, {})
+    @property
+    def index_key(self) -> RuntimeKey:
+        """What searches the vectors of all courses."""
+        return self._key("index")
 
-        def pick(what: str, of_tutor: str) -> str:
-            name = f"{kind}_{what}"
-            return override.get(name) or of_tutor or self._engines.get(name, "")
+    def _key(self, kind: Kind, own: Engine = _UNNAMED, tutor_id: int | None = None) -> RuntimeKey:
+        override = {} if tutor_id is None else self._settings.tutor_overrides.get(tutor_id, {})
+        usual_name = getattr(self._settings, f"{kind}_provider", "")
+        usual_model = getattr(self._settings, f"{kind}_model", "")
+        name = override.get(f"{kind}_provider") or own.provider or usual_name
+        model = override.get(f"{kind}_model") or own.model
+        provider = self._provider(kind, name, model or usual_model)
+        if not model and provider == self._provider(kind, usual_name, usual_model):
+            # Of another provider than the settings name, their model says nothing.
+            model = usual_model
+        return RuntimeKey(kind, provider, model)
 
-        provider = pick("provider", own.provider)
-        if provider in {"", "auto"} or (provider == "none" and kind not in _MAY_BE_NONE):
-            provider = _AUTO[kind]
-        return RuntimeKey(kind, provider, pick("model", own.model))
+    def _provider(self, kind: Kind, name: str, model: str) -> str:
+        """The provider by its name, or what `auto` stands for here with a model of that name."""
+        if name not in {"", "auto"} and (name != "none" or kind in _MAY_BE_NONE):
+            return name
+        if kind == "llm" and self._settings.llm_base_url:
+            return "openai"
+        large = model and self._settings.profile != "embedded"
+        return (_LARGE if large else _EMBEDDED)[kind]
+
+    def _adapters_of(self, tutors: Iterable[Tutor]) -> dict[RuntimeKey, tuple[str, ...]]:
+        """The adapters of all tutors on one model: loaded once, it has room for each."""
+        found: dict[RuntimeKey, set[str]] = {}
+        for tutor in tutors:
+            if tutor.models.llm.adapter:
+                key = self._key("llm", tutor.models.llm, tutor.id)
+                found.setdefault(key, set()).add(self.adapter(tutor))
+        return {key: tuple(sorted(adapters)) for key, adapters in found.items()}
+
+    def _with_adapters(self, key: RuntimeKey) -> RuntimeKey:
+        return replace(key, adapters=self._adapters.get(key, ()))
 
 
 def _read(file: Path) -> _File:
