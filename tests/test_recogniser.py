@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gpuserver.audio import Audio
+from gpuserver.config import DEFAULTS
 from gpuserver.errors import (
     ProviderUnavailable,
     SpeechUnavailable,
@@ -80,7 +81,7 @@ def vocabulary(folder: Path) -> Vocabulary:
 
 @pytest.fixture(scope="module")
 def ears(folder: Path) -> Iterator[PocketsphinxASR]:
-    ears = PocketsphinxASR("", Place(folder, workers=2))
+    ears = PocketsphinxASR("", Place(folder, DEFAULTS.model_copy(update={"asr_workers": 2})))
     ears.load()
     yield ears
     ears.close()

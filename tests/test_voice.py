@@ -25,6 +25,7 @@ from gpuserver.errors import (
     EngineFailed,
     ProviderUnavailable,
 )
+from gpuserver.language import Language
 from gpuserver.providers import Place, Speech, Viseme
 from gpuserver.providers.espeak import Espeak, EspeakTTS
 from gpuserver.providers.silero import SileroVAD, _Memory
@@ -59,7 +60,8 @@ def vad(folder: Path) -> Iterator[SileroVAD]:
 
 
 async def said(voice: EspeakTTS, clause: str, name: str = "", speed: float = 1.0) -> list[Speech]:
-    return [speech async for speech in voice.speak(clause, name, speed)]
+    language: Language = "zh" if name == "cmn" else "en"
+    return [speech async for speech in voice.speak(clause, language, name, speed)]
 
 
 def check_times(speech: Speech) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,16 @@ class Engine:
             self.checkpoint()
         self.stopped -= 1
         return "done"
+
+    def parts(self, count: int) -> Iterator[int]:
+        for number in range(count):
+            self.calls += 1
+            yield number
+            time.sleep(0.01)
+
+    def broken_parts(self) -> Iterator[int]:
+        yield 0
+        raise ValueError("what a pupil said")
 
     def counts(self) -> tuple[int, int]:
         return self.calls, self.stopped
@@ -174,6 +185,63 @@ async def test_a_call_cancelled_while_it_waits_never_runs(worker: Worker) -> Non
     assert await running == "slept"
     assert await worker.call("counts", deadline=5) == (1, 0)
     assert worker.waiting == 0
+
+
+async def test_parts_come_as_they_are_made(worker: Worker) -> None:
+    parts = [part async for part in worker.stream("parts", 20, deadline=5)]
+    assert parts == list(range(20))
+    assert [part async for part in worker.stream("parts", 0, deadline=5)] == []
+    assert worker.waiting == 0
+
+
+async def test_a_closed_stream_stops_and_the_next_call_gets_its_own_answer(worker: Worker) -> None:
+    async with aclosing(worker.stream("parts", 10_000, deadline=5)) as parts:
+        assert [await anext(parts), await anext(parts)] == [0, 1]
+    assert worker.waiting == 0
+    assert await worker.call("echo", "mine", deadline=5) == "mine"
+    calls, _ = await worker.call("counts", deadline=5)
+    assert calls < 1000
+
+
+async def test_a_slow_reader_of_parts_holds_nobody_up(worker: Worker) -> None:
+    async with aclosing(worker.stream("parts", 20, deadline=5)) as parts:
+        first = await anext(parts)
+        assert await worker.call("echo", "next", deadline=5) == "next"
+        assert [first, *[part async for part in parts]] == list(range(20))
+
+
+async def test_a_stream_whose_child_fails_or_dies(worker: Worker) -> None:
+    got: list[int] = []
+    with pytest.raises(EngineFailed):
+        async for part in worker.stream("broken_parts", deadline=5):
+            got += [part]
+    assert got == [0]
+    assert worker.pid is not None
+    with pytest.raises(EngineFailed):
+        async for _ in worker.stream("parts", 10_000, deadline=5):
+            os.kill(worker.pid, signal.SIGKILL)
+    assert await worker.call("echo", 1, deadline=5) == 1
+
+
+async def test_the_deadline_of_a_stream_is_for_each_of_its_parts(worker: Worker) -> None:
+    before = worker.pid
+    assert len([part async for part in worker.stream("parts", 100, deadline=0.8)]) == 100
+    assert worker.pid == before
+
+
+async def test_a_child_that_dies_while_idle_is_replaced_when_it_is_looked_at(
+    worker: Worker,
+) -> None:
+    before = worker.pid
+    assert before is not None
+    assert worker.is_ready()
+    os.kill(before, signal.SIGKILL)
+    assert gone(before)
+    assert not worker.is_ready()
+    async with asyncio.timeout(30):
+        while not worker.is_ready():
+            await asyncio.sleep(0.02)
+    assert worker.pid != before
 
 
 async def test_callers_each_get_their_own_answer_in_order(worker: Worker) -> None:

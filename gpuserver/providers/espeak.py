@@ -20,11 +20,12 @@ import espeakng_loader
 import numpy as np
 
 from gpuserver.errors import ConfigurationError, ProviderUnavailable
-from gpuserver.language import HAN
-from gpuserver.providers import Place, Speech, Viseme, VisemeMark, WordTime
+from gpuserver.language import Language
+from gpuserver.providers import Place, Speech, Status, Viseme, VisemeMark, WordTime
+from gpuserver.providers.spoken_clauses import EDGES, TOKEN, portions
+from gpuserver.providers.visemes import CLOSED, changes, of_ipa
 from gpuserver.providers.worker import Cancelled, Checkpoint, Worker
 
-_DEFAULT_VOICE: Final = "en-us"
 _SAMPLE_RATE: Final = 22_050  # of all its voices
 _ALIASES: Final = {"en": "en-us", "zh": "cmn", "zh-cn": "cmn", "zh-hans": "cmn", "zh-hk": "yue"}
 _WORDS_A_MINUTE: Final = 165
@@ -36,41 +37,15 @@ _PRONOUNCE_SECONDS: Final = 60.0
 
 _AUDIBLE: Final = 50  # of 32,767
 _SILENT_FROM_MS: Final = 50
-_CLOSED: Final[Viseme] = "sil"
-_LEAST_MS: Final = 10  # what a mouth shape lasts
-_TOKEN: Final = re.compile(rf"[{HAN}]|[^\s{HAN}]+")
-_EDGES: Final = re.compile(r"^\W+|\W+$")
-
-# IPA as espeak writes it, which for Mandarin has letters of its own ("ts.", "o-"), by mouth shape.
-_SHAPES: Final[Mapping[Viseme, str]] = {
-    "PP": "p b m",
-    "FF": "f v",
-    "TH": "θ ð",
-    "DD": "t d ɾ",
-    "kk": "k ɡ g x",
-    "CH": "tʃ dʒ ʃ ʒ tɕ ɕ ts. s.",
-    "SS": "s z ts",
-    "nn": "n l ŋ ɬ",
-    "RR": "ɹ r ʐ ɜ ɚ ɝ i.",
-    "aa": "a ɑ æ ɐ ʌ",
-    "E": "e ɛ ə o-",
-    "I": "i ɪ ᵻ j i̪",
-    "O": "o ɔ ɒ",
-    "U": "u ʊ w y",
-}
-_MOUTH: Final[Mapping[str, Viseme]] = {
-    sound: shape for shape, sounds in _SHAPES.items() for sound in sounds.split()
-}
-_SOUND: Final = re.compile("|".join(map(re.escape, sorted(_MOUTH, key=len, reverse=True))))
 
 
 class EspeakTTS:
-    """The embedded voice. `model` is the voice where a call names none; `en-us` unless given."""
+    """The embedded voice. `model` is the English voice where a tutor names none."""
 
     sample_rate: int = _SAMPLE_RATE
 
     def __init__(self, model: str, place: Place) -> None:
-        self._voice = model or _DEFAULT_VOICE
+        self.voices: Mapping[Language, str] = {"en": model or "en-us", "zh": "cmn"}
         self._worker: Worker | None = None
 
     def load(self) -> None:
@@ -82,7 +57,9 @@ class EspeakTTS:
         if self._worker is not None:
             self._worker.close()
 
-    async def speak(self, clause: str, voice: str, speed: float) -> AsyncIterator[Speech]:
+    async def speak(
+        self, clause: str, language: Language, voice: str, speed: float
+    ) -> AsyncIterator[Speech]:
         """The clause as PCM16 at 22,050 Hz, in one piece unless it is very long.
 
         `voice` is a language tag or an espeak voice (`en-us`, `en-gb`, `cmn`, `en-us+f3`); a
@@ -90,9 +67,9 @@ class EspeakTTS:
         EngineFailed, and ConfigurationError for a voice that does not exist.
         """
         rate = round(_WORDS_A_MINUTE * min(max(speed, _SPEEDS[0]), _SPEEDS[1]))
-        for text in _portions(clause):
+        for text in portions(clause, _MAX_CHARACTERS):
             speech: Speech | None = await self._loaded.call(
-                "speak", text, voice or self._voice, rate, deadline=_SPEAK_SECONDS
+                "speak", text, voice or self.voices[language], rate, deadline=_SPEAK_SECONDS
             )
             if speech is not None:
                 yield speech
@@ -104,22 +81,18 @@ class EspeakTTS:
         )
         return ipa
 
+    def status(self) -> Status:
+        return self._loaded.status()
+
+    async def probe(self) -> None:
+        """A syllable, for nobody. Raises EngineFailed."""
+        async for _ in self.speak("a", "en", "", 1.0):
+            pass
+
     @property
     def _loaded(self) -> Worker:
         assert self._worker is not None, "load() comes first"
         return self._worker
-
-
-def _portions(clause: str) -> Iterator[str]:
-    """The clause, cut between words where it is longer than what is synthesised at once."""
-    rest = clause.strip()
-    while len(rest) > _MAX_CHARACTERS:
-        cuts = re.finditer(r"[\s，。！？；：、,.;:!?]+", rest[:_MAX_CHARACTERS])
-        cut = max((match.end() for match in cuts), default=0) or _MAX_CHARACTERS
-        yield rest[:cut]
-        rest = rest[cut:].lstrip()
-    if rest:
-        yield rest
 
 
 # In the child
@@ -234,7 +207,7 @@ class Espeak:
         return Speech(pcm, self._rate, words, marks)
 
     def pronounce(self, words: Sequence[str]) -> dict[str, str]:
-        self._choose(_DEFAULT_VOICE)
+        self._choose("en-us")
         found: dict[str, str] = {}
         for word in words:
             self._checkpoint()
@@ -363,7 +336,7 @@ def word_times(
     espeak marks what it reads (`3.14` is four words to it, two Chinese characters can be one):
     the marks inside one written word are one word here.
     """
-    tokens = [match.start() for match in _TOKEN.finditer(text)]
+    tokens = [match.start() for match in TOKEN.finditer(text)]
     starts: dict[int, int] = {}
     for mark in words:
         token = bisect_right(tokens, mark.at) - 1
@@ -375,23 +348,20 @@ def word_times(
         until = min([next_ms, *(silence for silence in silences if silence > ms)])
         written = text[at:next_at].strip()
         if written and until > ms:
-            yield WordTime(_EDGES.sub("", written) or written, ms, until)
+            yield WordTime(EDGES.sub("", written) or written, ms, until)
 
 
 def visemes(phonemes: Sequence[_Mark], end_ms: int) -> Iterator[VisemeMark]:
     """The mouth's shapes, each different from the one before it, from "sil" to "sil"."""
-    last = VisemeMark(0, _CLOSED)
-    yield last
-    for ms, shape in chain(_shapes(phonemes, end_ms), [(end_ms, _CLOSED)]):
-        if shape != last.viseme:
-            last = VisemeMark(max(ms, last.ms + _LEAST_MS), shape)
-            yield last
+    first = VisemeMark(0, CLOSED)
+    yield first
+    yield from changes(chain(_shapes(phonemes, end_ms), [(end_ms, CLOSED)]), first)
 
 
 def _shapes(phonemes: Sequence[_Mark], end_ms: int) -> Iterator[tuple[int, Viseme]]:
     since: int | None = None
     for ipa, start, end in _spans(phonemes, end_ms):
-        shapes = [_MOUTH[sound] for sound in _SOUND.findall(ipa)] if ipa else [_CLOSED]
+        shapes = of_ipa(ipa) if ipa else [CLOSED]
         if not shapes:  # a breath: the mouth already takes the shape of what follows
             since = start if since is None else since
             continue

@@ -22,13 +22,14 @@ from pocketsphinx.lm import ArpaBoLM
 from gpuserver.audio import SAMPLE_RATE, Audio
 from gpuserver.errors import ProviderUnavailable, SpeechUnavailable
 from gpuserver.language import Language
-from gpuserver.providers import Place, Transcript, Vocabulary, WordTime
+from gpuserver.providers import Place, Status, Transcript, Vocabulary, WordTime
 from gpuserver.providers.worker import Checkpoint, Worker, WorkerPool
 
 _DECODERS: Final = 4  # of about 10 MB, a process
 _KEPT_VOCABULARIES: Final = 32  # on the disk
 _PREPARE_SECONDS: Final = 60.0
 _DEADLINE_SECONDS: Final = 30.0  # and the recording's own length
+_HUM: Final = (1000 * np.sin(np.arange(SAMPLE_RATE // 2) / 20)).astype(np.int16).tobytes()
 
 
 class PocketsphinxASR:
@@ -44,6 +45,7 @@ class PocketsphinxASR:
         self._model = model
         self._place = place
         self._pool: WorkerPool | None = None
+        self._prepared = ""
 
     def load(self) -> None:
         """Start the processes. Blocking. Raises ProviderUnavailable."""
@@ -57,7 +59,7 @@ class PocketsphinxASR:
         self._pool = WorkerPool(
             [
                 Worker("pocketsphinx", Recogniser, acoustic, folder)
-                for _ in range(max(1, self._place.workers))
+                for _ in range(max(1, self._place.settings.asr_workers))
             ]
         )
         self._pool.start()
@@ -72,6 +74,7 @@ class PocketsphinxASR:
             await worker.call(
                 "prepare", vocabulary.digest, _sendable(vocabulary), deadline=_PREPARE_SECONDS
             )
+        self._prepared = vocabulary.digest
 
     async def transcribe(
         self, audio: Audio, language: Language, vocabulary: Vocabulary | None
@@ -101,6 +104,16 @@ class PocketsphinxASR:
             )
         assert heard is not None
         return heard
+
+    def status(self) -> Status:
+        return self._loaded.status()
+
+    async def probe(self) -> None:
+        """Half a second of hum, by every process, with the words of a course if it has any."""
+        for worker in self._loaded.workers:
+            await worker.call(
+                "transcribe", _HUM, self._prepared or "none", None, deadline=_DEADLINE_SECONDS
+            )
 
     @property
     def _loaded(self) -> WorkerPool:

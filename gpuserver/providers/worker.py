@@ -10,14 +10,15 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from multiprocessing.connection import Connection
+from inspect import isgenerator
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Final
 
 from gpuserver.errors import EngineFailed, GpuServerError, ProviderUnavailable
+from gpuserver.providers import Status
 
 Checkpoint = Callable[[], None]
 """A target calls it between small steps of work; it raises when nobody waits for the result."""
@@ -25,6 +26,7 @@ Checkpoint = Callable[[], None]
 _SPAWN: Final = multiprocessing.get_context("spawn")
 _START_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.02
+_END: Final = object()
 _logger = logging.getLogger(__name__)
 
 
@@ -40,18 +42,33 @@ class Worker:
     child that dies or misses a deadline is replaced at once. A worker that was closed stays closed.
     """
 
-    def __init__(self, engine: str, target: Callable[..., object], *arguments: object) -> None:
+    def __init__(
+        self,
+        engine: str,
+        target: Callable[..., object],
+        *arguments: object,
+        start_seconds: float = _START_SECONDS,
+    ) -> None:
         self.engine = engine
         self.waiting = 0
         self._target = (target, arguments)
+        self._start_seconds = start_seconds
         self._closed = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"worker-{engine}")
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
+        self._ready = False
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
+
+    def status(self) -> Status:
+        """At once; any thread."""
+        pid = self.pid
+        if pid is None or not self.is_ready():
+            return Status("restarting", waiting=self.waiting)
+        return Status("ready", min(1, self.waiting), max(0, self.waiting - 1), (pid,))
 
     def start(self) -> None:
         """Wait until the child is ready. Blocking. Raises ProviderUnavailable or its refusal."""
@@ -72,6 +89,47 @@ class Worker:
         finally:
             self.waiting -= 1
             nobody_waits.set()
+
+    async def stream(
+        self, method: str, *arguments: object, deadline: float
+    ) -> AsyncGenerator[Any, None]:
+        """What the child's method yields, each within `deadline` seconds from the one before.
+
+        The child works on while its parts wait here, so that a slow reader holds up nobody else.
+        Closing the generator stops it at its next part. Raises as `call` does.
+        """
+        loop, nobody_waits = asyncio.get_running_loop(), threading.Event()
+        parts: asyncio.Queue[Any] = asyncio.Queue()
+
+        def give(part: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(parts.put_nowait, part)
+
+        self.waiting += 1
+        try:
+            request = (method, arguments)
+            work = self._submit(self._answer_to, request, deadline, nobody_waits, give)
+            work.add_done_callback(lambda _: give(_END))
+            try:
+                while (part := await parts.get()) is not _END:
+                    yield part
+                work.result()
+            finally:
+                work.cancel()
+        finally:
+            self.waiting -= 1
+            nobody_waits.set()
+
+    def is_ready(self) -> bool:
+        """Whether the child is there to be asked; one that has died is replaced from now on."""
+        process, ready = self._process, self._ready
+        if ready and process is not None and not wait([process.sentinel], 0):
+            return True
+        if ready:
+            self._ready = False
+            with contextlib.suppress(RuntimeError):  # it was closed
+                self._thread.submit(self._revive)
+        return False
 
     def close(self) -> None:
         """End the child and the thread. Blocking; safe to call twice."""
@@ -98,7 +156,7 @@ class Worker:
         try:
             self._process.start()
             theirs.close()  # held only by the child, so that its death is seen
-            _checked(self.engine, self._exchange(self._pipe, None, _START_SECONDS))
+            _checked(self.engine, self._exchange(self._pipe, None, self._start_seconds))
         except (EOFError, OSError, EngineFailed) as error:
             self._end()
             raise ProviderUnavailable(
@@ -108,21 +166,34 @@ class Worker:
         except GpuServerError:
             self._end()
             raise
+        self._ready = True
         return self._pipe
 
-    def _answer_to(self, request: object, deadline: float, nobody_waits: threading.Event) -> Any:
+    def _revive(self) -> None:
+        try:
+            self._ready_pipe()
+        except GpuServerError as error:
+            _logger.error("The %s worker can't be replaced: %s", self.engine, error)
+
+    def _answer_to(
+        self,
+        request: object,
+        deadline: float,
+        nobody_waits: threading.Event,
+        give: Callable[[Any], None] | None = None,
+    ) -> Any:
         try:
             pipe = self._ready_pipe()
         except ProviderUnavailable as error:
             raise EngineFailed(engine=self.engine) from error
         try:
-            reply = self._exchange(pipe, request, deadline, nobody_waits)
+            reply = self._exchange(pipe, request, deadline, nobody_waits, give)
         except (EOFError, OSError) as error:
             self._end()
             if not self._closed.is_set():
                 _logger.error("The %s worker died or missed its deadline.", self.engine)
                 with contextlib.suppress(RuntimeError):  # closed just now
-                    self._thread.submit(self._ready_pipe)  # for the next call
+                    self._thread.submit(self._revive)  # for the next call
             raise EngineFailed(engine=self.engine) from error
         return _checked(self.engine, reply)
 
@@ -132,6 +203,7 @@ class Worker:
         request: object,
         seconds: float,
         nobody_waits: threading.Event | None = None,
+        give: Callable[[Any], None] | None = None,
     ) -> tuple[str, Any]:
         """Send a request, if there is one, and wait for the reply. Raises EOFError and OSError."""
         assert self._process is not None
@@ -141,18 +213,27 @@ class Worker:
         try:
             if request is not None:
                 pipe.send(request)
-            while not pipe.poll(_POLL_SECONDS):
+            while True:
                 if self._closed.is_set():
                     raise BrokenPipeError("closed")
                 if nobody_waits is not None and nobody_waits.is_set():
                     pipe.send(None)
                     nobody_waits = None
-            reply: tuple[str, Any] = pipe.recv()
-            return reply
+                if not pipe.poll(_POLL_SECONDS):
+                    continue
+                outcome, value = pipe.recv()
+                if outcome != "part":
+                    return outcome, value
+                if give is not None:
+                    give(value)
+                overdue.cancel()
+                overdue = threading.Timer(seconds, self._process.kill)
+                overdue.start()
         finally:
             overdue.cancel()
 
     def _end(self) -> None:
+        self._ready = False
         if self._pipe is not None:
             self._pipe.close()
         if self._process is not None and self._process.pid is not None:
@@ -172,6 +253,16 @@ class WorkerPool:
         with ThreadPoolExecutor(len(self.workers)) as threads:
             for started in [threads.submit(worker.start) for worker in self.workers]:
                 started.result()
+
+    def status(self) -> Status:
+        """Of all of them together: ready when each is."""
+        each = [worker.status() for worker in self.workers]
+        return Status(
+            "ready" if all(status.state == "ready" for status in each) else "restarting",
+            sum(status.running for status in each),
+            sum(status.waiting for status in each),
+            tuple(pid for status in each for pid in status.pids),
+        )
 
     def least_busy(self) -> Worker:
         return min(self.workers, key=lambda worker: worker.waiting)
@@ -216,7 +307,25 @@ def _serve(pipe: Connection, target: Callable[..., object], arguments: tuple[obj
             if request is None:
                 continue  # a cancel that came after the reply
             method, given = request
-            pipe.send(_outcome(partial(getattr(engine[0], method), *given)))
+
+            def work(method: str = method, given: tuple[object, ...] = given) -> object:
+                value = getattr(engine[0], method)(*given)
+                if not isgenerator(value):
+                    return value
+                _send_parts(pipe, value, checkpoint)
+                return None
+
+            pipe.send(_outcome(work))
+
+
+def _send_parts(
+    pipe: Connection, parts: Generator[object, Any, Any], checkpoint: Checkpoint
+) -> None:
+    """Send each as it comes; stop when nobody waits for more."""
+    with contextlib.closing(parts):
+        for part in parts:
+            pipe.send(("part", part))
+            checkpoint()
 
 
 def _outcome(work: Callable[[], Any]) -> tuple[str, Any]:
