@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from gpuserver import __version__, observability
-from gpuserver.api import health_api, management_api, pages
+from gpuserver.api import health_api, management_api, models_api, pages
 from gpuserver.api.security import Hardening, ManagementGuard, error_response
 from gpuserver.api.state import State
 from gpuserver.api.uvicorn_protocols import HttpProtocol, WebSocketProtocol
@@ -30,7 +30,6 @@ from gpuserver.live.answering import Limits
 from gpuserver.live.barge_in import BargeInRules
 from gpuserver.live.endpointing import Endpointing
 from gpuserver.live.live_session import LiveSessions, Rules
-from gpuserver.metrics import Metrics
 from gpuserver.sessions.event_log import LogLimits
 from gpuserver.sessions.session_manager import SessionManager
 from gpuserver.sessions.spool import Spool
@@ -66,7 +65,7 @@ def create_app(
         async with asyncio.TaskGroup() as group:
             loading = group.create_task(_load(tutoring, on_fatal, on_ready))
             sweeping = group.create_task(state.sessions.sweep_forever(_SWEEP_SECONDS))
-            async with state.live_sessions.running():
+            async with tutoring.running(), state.live_sessions.running():
                 yield
             loading.cancel()
             sweeping.cancel()
@@ -89,6 +88,8 @@ def _open_doors(app: FastAPI, state: State) -> None:
     app.state.gpuserver = state
     app.include_router(management_api.router, prefix="/v1", tags=["management"])
     app.include_router(management_api.router, prefix="/mgmt/v1", include_in_schema=False)
+    # Not under /v1 as well: /v1/models is what OpenAI's clients ask.
+    app.include_router(models_api.router, prefix="/mgmt/v1", tags=["models"])
     app.include_router(health_api.router, tags=["health"])
     app.include_router(pages.router)
     app.include_router(state.door.router())
@@ -179,7 +180,7 @@ def _bind(settings: Settings) -> socket.socket:
 
 
 def _state(settings: Settings, tutoring: Tutoring) -> State:
-    metrics = Metrics()
+    metrics = tutoring.metrics
     store = Store(settings.data_dir / "sessions.db")
     spool = Spool(settings.resume_audio_mb << 20)
     sessions = SessionManager(

@@ -190,9 +190,12 @@ class Running:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """`gpuserver serve` with the shipped tutors and course, on a free port."""
+    """`gpuserver serve` with the shipped tutors and course, on a free port.
+
+    Tutor 4711 is the default tutor with a voice of its own.
+    """
     folder = tmp_path_factory.mktemp("server")
-    with running_server(folder, MAX_SESSIONS="100") as running:
+    with running_server(folder, MAX_SESSIONS="100", TUTOR_4711_TTS_MODEL="en-gb") as running:
         yield running
 
 
@@ -222,7 +225,7 @@ def running_server(folder: Path, **environment: str) -> Iterator[Running]:
 
 
 def _when_ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         found = re.search(r"url=(\S+)", log.read_text())

@@ -81,10 +81,10 @@ async def test_half_a_request_does_not_hold_its_place(
 
 
 async def test_deleting_while_the_tutor_is_being_prepared_is_told_at_once(serve: Serve) -> None:
-    async with serve() as server, server.management() as management:
-        await server.state.tutoring.engines.remove(1)
+    other = {7: {"tts_model": "other"}}
+    async with serve(tutor_overrides=other) as server, server.management() as management:
         server.cast.tts.load_gate.clear()
-        ticket = await management.create_session()
+        ticket = await management.create_session(7)
         async with converse(ticket, v2=False) as socket:
             await management.delete_session(ticket.session_id)
             async with asyncio.timeout(1):

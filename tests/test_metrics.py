@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import httpx2
 import pytest
@@ -150,3 +151,62 @@ async def test_a_running_server_tells_its_sessions(serve: Serve) -> None:
         assert series(answer.content)["gpuserver_sessions", ()] == 1
         async with server.management("wrong") as stranger:
             assert (await stranger.get("/metrics")).status_code == 401
+
+
+@dataclass
+class _Model:
+    """A runtime as the metrics see it."""
+
+    name: str
+    state: str = "ready"
+    running: int = 2
+    waiting: int = 1
+    leases: int = 3
+    memory_mb: int = 5
+    gpu_memory_mb: Mapping[int, int] = field(default_factory=dict)
+
+
+async def test_runtimes_are_shown_as_they_are_and_no_longer_than_they_are_there() -> None:
+    metrics = Metrics()
+    models = [_Model("vllm m/tiny", gpu_memory_mb={1: 7}), _Model("espeak", "restarting")]
+
+    async def read() -> list[_Model]:
+        return models
+
+    metrics.watch_runtimes(read)
+    page = series(await metrics.page())
+    tiny = ("runtime", "vllm m/tiny")
+    assert page["gpuserver_runtime_up", (tiny,)] == 1
+    assert page["gpuserver_runtime_up", (("runtime", "espeak"),)] == 0
+    assert page["gpuserver_runtime_running", (tiny,)] == 2
+    assert page["gpuserver_runtime_waiting", (tiny,)] == 1
+    assert page["gpuserver_runtime_leases", (tiny,)] == 3
+    assert page["gpuserver_runtime_memory_bytes", (tiny,)] == 5 << 20
+    assert page["gpuserver_runtime_gpu_memory_bytes", (("gpu", "1"), tiny)] == 7 << 20
+    models.pop(0)
+    assert not any(tiny in labels for _, labels in series(await metrics.page()))
+
+
+async def test_the_work_of_a_runtime_is_counted_under_its_name() -> None:
+    metrics = Metrics()
+    meter = metrics.meter("vllm m/tiny")
+    meter.tokens(3, prompt=10, cached=8)
+    meter.first_token(0.1)
+    meter.waited(0.2)
+    meter.worked(1.0, 4.0)
+    meter.worked(1.0, 0.0)
+    meter.batch(6)
+    meter.failed()
+    name = {"runtime": "vllm m/tiny"}
+    assert value(metrics, "runtime_tokens_total", kind="made", **name) == 3
+    assert value(metrics, "runtime_tokens_total", kind="read", **name) == 10
+    assert value(metrics, "runtime_tokens_total", kind="cached", **name) == 8
+    assert value(metrics, "runtime_first_token_seconds_sum", **name) == pytest.approx(0.1)
+    assert value(metrics, "runtime_wait_seconds_sum", **name) == pytest.approx(0.2)
+    assert value(metrics, "runtime_real_time_factor_sum", **name) == pytest.approx(0.25)
+    assert value(metrics, "runtime_real_time_factor_count", **name) == 1
+    assert value(metrics, "runtime_batch_size_sum", **name) == 6
+    assert value(metrics, "runtime_failures_total", **name) == 1
+    # The same model loaded anew counts on.
+    metrics.meter("vllm m/tiny").failed()
+    assert value(metrics, "runtime_failures_total", **name) == 2

@@ -29,6 +29,8 @@ class Health(BaseModel):
     max_sessions: int
     engines: dict[str, str]
     """What the default tutor runs on, by kind."""
+    degraded: list[str]
+    """The kinds of these that don't work at present."""
 
 
 class SocketHealth(Health):
@@ -36,12 +38,18 @@ class SocketHealth(Health):
 
 
 class Readiness(BaseModel):
-    """`done` of `total` steps of a stage of loading."""
+    """`done` of `total` steps of a stage of loading.
+
+    Afterwards, `stage` is the kind of model that does not work, if one does not, and `reason`
+    says why; `degraded` are those that another one stands in for.
+    """
 
     ready: bool
     stage: str
     done: int
     total: int
+    reason: str | None
+    degraded: list[str]
 
 
 class RuntimeInfo(BaseModel):
@@ -51,6 +59,7 @@ class RuntimeInfo(BaseModel):
     provider: str
     model: str
     engines: int
+    problem: str
 
 
 class Status(SocketHealth):
@@ -66,8 +75,10 @@ router = APIRouter()
 
 
 def _health(state: State) -> dict[str, Any]:
+    condition = state.tutoring.condition()
     return {
-        "ready": state.tutoring.progress.ready,
+        "ready": state.tutoring.progress.ready and not condition.failing,
+        "degraded": [*condition.failing, *condition.degraded],
         "active_sessions": len(state.sessions),
         "max_sessions": state.sessions.limit,
         "engines": names(state.tutoring.catalogue.runtime_keys(state.tutoring.catalogue.default)),
@@ -90,13 +101,24 @@ async def socket_health(request: Request) -> SocketHealth:
 
 @router.get("/ready")
 async def ready(request: Request, response: Response) -> Readiness:
-    """200 after a warm-up that ran every model, 503 with the progress of loading before."""
-    progress = state_of(request).tutoring.progress
-    if not progress.ready:
+    """200 after a warm-up that ran every model, while each works or has one that stands in.
+
+    503 with the progress of loading before, and with the reason while one does not work.
+    """
+    tutoring = state_of(request).tutoring
+    progress, condition = tutoring.progress, tutoring.condition()
+    kind, reason = next(iter(condition.failing.items()), (None, None))
+    works = progress.ready and kind is None
+    if not works:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
     return Readiness(
-        ready=progress.ready, stage=progress.stage, done=progress.done, total=progress.total
+        ready=works,
+        stage=kind or progress.stage,
+        done=progress.done,
+        total=progress.total,
+        reason=reason,
+        degraded=list(condition.degraded),
     )
 
 
@@ -114,8 +136,14 @@ async def status(request: Request, _: Guarded) -> Status:
         live_sessions=len(state.live_sessions),
         cached_engines=len(tutoring.engines) if tutoring.progress.ready else 0,
         runtimes=[
-            RuntimeInfo(kind=k.kind, provider=k.provider, model=k.model, engines=leases)
-            for k, leases in tutoring.runtimes.loaded().items()
+            RuntimeInfo(
+                kind=key.kind,
+                provider=key.provider,
+                model=key.model,
+                engines=leases,
+                problem=tutoring.runtimes.problem(key),
+            )
+            for key, leases in tutoring.runtimes.loaded().items()
         ],
         tutors={
             f"{tutor.id} {tutor.name}": names(tutoring.catalogue.runtime_keys(tutor))

@@ -27,17 +27,18 @@ from gpuserver.providers import (
     LLM,
     TTS,
     VAD,
-    Delta,
     Detector,
     Kind,
     Passage,
+    Piece,
     Request,
     RuntimeKey,
     Speech,
     Transcript,
     Vocabulary,
 )
-from gpuserver.providers.runtimes import Runtimes
+from gpuserver.runtimes.runtimes import Runtimes
+from gpuserver.tutor.fallback import Chain
 from gpuserver.tutor.tutors import Catalogue, Tutor
 
 log = get_logger(__name__)
@@ -60,9 +61,14 @@ class AIEngine:
         vad: VAD,
         knowledge: KnowledgeBases,
         vocabulary: Vocabulary | None,
+        adapter: str = "",
+        held: frozenset[RuntimeKey] = frozenset(),
     ) -> None:
+        """`adapter`: the folder of the tutor's LoRA adapter, "" for none; `held`: its leases."""
         self.tutor = tutor
         self.keys = keys
+        self.adapter = adapter
+        self.held = held
         self._llm, self._asr, self._tts, self._vad = llm, asr, tts, vad
         self._knowledge = knowledge
         self._vocabulary = vocabulary
@@ -75,12 +81,16 @@ class AIEngine:
     @property
     def speaks(self) -> list[Language]:
         """Languages it speaks aloud."""
-        return [x for x in LANGUAGES if self._tts is not None and x in self.tutor.voices]
+        if self._tts is None:
+            return []
+        own = self.tutor.voices or self._tts.voices
+        return [x for x in LANGUAGES if x in self._tts.voices and x in own]
 
     @property
     def voices(self) -> dict[Language, str]:
         """The voice it speaks each of its languages in."""
-        return {language: self.tutor.voices[language] for language in self.speaks}
+        own = self.tutor.voices
+        return {x: own.get(x) or self._tts.voices[x] for x in self.speaks if self._tts is not None}
 
     @property
     def sample_rate(self) -> int:
@@ -133,7 +143,7 @@ class AIEngine:
         kb_ids = tuple(dict.fromkeys([*own, *self.tutor.knowledge]))
         return await asyncio.to_thread(self._knowledge.search, question, language, kb_ids)
 
-    def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
+    def generate(self, request: Request) -> AsyncGenerator[Piece, None]:
         """The answer as it is written."""
         return self._llm.generate(request)
 
@@ -141,7 +151,8 @@ class AIEngine:
         """A clause aloud, in this tutor's voice for the language."""
         if self._tts is None:
             raise EngineFailed(engine="tts")
-        return self._tts.speak(clause, self.tutor.voices[language], self.tutor.speed)
+        voice = self.tutor.voices.get(language, "")
+        return self._tts.speak(clause, language, voice, self.tutor.speed)
 
     async def warm_up(self) -> None:
         """Run every model once, so that the first student does not pay for it."""
@@ -169,10 +180,17 @@ class Engines:
     """One AIEngine per tutor, built once under concurrency, dropped only while nobody uses it."""
 
     def __init__(
-        self, catalogue: Catalogue, runtimes: Runtimes, knowledge: KnowledgeBases, idle_limit: int
+        self,
+        catalogue: Catalogue,
+        runtimes: Runtimes,
+        knowledge: KnowledgeBases,
+        idle_limit: int,
+        first_token_seconds: float,
     ) -> None:
+        """`first_token_seconds`: a tutor's chat models together have so long to begin an answer."""
         self._catalogue, self._runtimes, self._knowledge = catalogue, runtimes, knowledge
         self._idle_limit = idle_limit
+        self._first_token_seconds = first_token_seconds
         # Least recently used first.
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
 
@@ -201,6 +219,8 @@ class Engines:
             yield entry.engine
         finally:
             entry.leases -= 1
+            for key in entry.engine.held if entry.engine is not None else ():
+                self._runtimes.touch(key)
             await self._drop_idle()
 
     async def remove(self, tutor_id: int) -> bool:
@@ -209,6 +229,31 @@ class Engines:
         if entry is not None and entry.leases == 0:
             await self._drop(tutor_id)
         return tutor_id not in self._entries
+
+    # What the runtimes ask (`Lessees`)
+
+    def users(self, key: RuntimeKey) -> list[Tutor]:
+        """The tutors whose engines hold a runtime."""
+        return [entry.engine.tutor for entry in self._holding(key) if entry.engine is not None]
+
+    def spare(self, key: RuntimeKey) -> int:
+        """How many engines hold a runtime that nobody uses."""
+        return sum(entry.leases == 0 for entry in self._holding(key))
+
+    def active(self, key: RuntimeKey) -> bool:
+        """Whether somebody uses an engine that holds it."""
+        return any(entry.leases for entry in self._holding(key))
+
+    async def give_back(self, key: RuntimeKey) -> None:
+        """Drop the engines that hold it and that nobody uses."""
+        for tutor_id in list(self._entries):
+            entry = self._entries.get(tutor_id)
+            if entry is not None and entry.leases == 0 and entry in self._holding(key):
+                await self._drop(tutor_id)
+
+    def _holding(self, key: RuntimeKey) -> list[_Entry]:
+        entries = self._entries.values()
+        return [e for e in entries if e.engine is not None and key in e.engine.held]
 
     async def close(self) -> None:
         """Drop every engine; nobody may hold a lease any more."""
@@ -228,38 +273,43 @@ class Engines:
     async def _drop(self, tutor_id: int) -> None:
         entry = self._entries.pop(tutor_id)
         if entry.engine is not None:
-            for key in entry.engine.keys.values():
+            for key in entry.engine.held:
                 await self._runtimes.release(key)
             log.info("engine dropped", tutor=tutor_id)
 
     async def _build(self, tutor: Tutor) -> AIEngine:
         keys = self._catalogue.runtime_keys(tutor)
-        runtimes: dict[Kind, Any] = {}
+        chain = (keys["llm"], *self._catalogue.fallback_keys(tutor))
+        held: dict[RuntimeKey, Any] = {}
 
-        async def hold(kind: Kind, key: RuntimeKey) -> None:
-            runtimes[kind] = await self._runtimes.acquire(key)
+        async def hold(key: RuntimeKey) -> None:
+            held[key] = await self._runtimes.acquire(key)
 
         try:
             async with asyncio.TaskGroup() as loading:
-                for kind, key in keys.items():
-                    loading.create_task(hold(kind, key))
+                for key in {*keys.values(), *chain}:
+                    loading.create_task(hold(key))
+            runtimes = {kind: held[key] for kind, key in keys.items()}
             vocabulary = await self._vocabulary(tutor, runtimes.get("asr"), runtimes.get("tts"))
         except BaseException as error:
-            for kind in runtimes:
-                await self._runtimes.release(keys[kind])
+            for key in held:
+                await self._runtimes.release(key)
             if isinstance(error, BaseExceptionGroup):
                 raise known_cause(error) from error
             raise
         log.info("engine built", tutor=tutor.id)
+        llms = [(key.provider, held[key]) for key in chain]
         return AIEngine(
             tutor,
             keys,
-            runtimes["llm"],
+            llms[0][1] if len(llms) == 1 else Chain(llms, self._first_token_seconds),
             runtimes.get("asr"),
             runtimes.get("tts"),
             runtimes["vad"],
             self._knowledge,
             vocabulary,
+            self._catalogue.adapter(tutor),
+            frozenset(held),
         )
 
     async def _vocabulary(

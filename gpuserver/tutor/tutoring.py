@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpuserver.config import Settings
-from gpuserver.errors import FolderNotWritable, NotReady, known_cause
+from gpuserver.errors import ConfigurationError, FolderNotWritable, NotReady, known_cause
 from gpuserver.knowledge.knowledge_bases import KnowledgeBases
-from gpuserver.providers import Place, RuntimeKey, find
-from gpuserver.providers.runtimes import Runtimes, finish_in_thread
+from gpuserver.machine import Machine
+from gpuserver.metrics import Metrics
+from gpuserver.providers import Kind, Place, RuntimeKey
+from gpuserver.providers.table import find
+from gpuserver.runtimes.probing import Prober
+from gpuserver.runtimes.runtimes import Runtimes, finish_in_thread
 from gpuserver.tutor.ai_engine import Engines
-from gpuserver.tutor.tutors import SHIPPED, Catalogue
+from gpuserver.tutor.models import Models
+from gpuserver.tutor.tutors import Catalogue, Tutor
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Which of the default tutor's models don't work, by kind, and why.
+
+    `degraded` are those that another one stands in for.
+    """
+
+    failing: dict[Kind, str]
+    degraded: dict[Kind, str]
 
 
 @dataclass(slots=True)
@@ -39,8 +56,10 @@ class Tutoring:
         settings: Settings,
         watch: Callable[[Progress], None] | None = None,
         factory: Callable[[RuntimeKey], Any] = find,
+        machine: Machine | None = None,
     ) -> None:
-        """`watch` is called with every step of progress; `factory` finds a provider's class.
+        """`watch` is called with every step of progress; `factory` finds a provider's class;
+        `machine` is this one.
 
         Raises ConfigurationError.
         """
@@ -48,18 +67,20 @@ class Tutoring:
         self._watch = watch
         self._settings = settings
         self._data_dir = _writable(settings)
-        self.catalogue = Catalogue(
-            settings.tutors_file or SHIPPED,
-            {
-                f"{kind}_{what}": getattr(settings, f"{kind}_{what}")
-                for kind in ("llm", "asr", "tts", "embeddings")
-                for what in ("provider", "model")
-            },
-            settings.tutor_overrides,
-            refuse_unknown=settings.unknown_tutor == "refuse",
-            factory=factory,
-        )
-        self.runtimes = Runtimes(Place(self._data_dir, settings.asr_workers), factory)
+        self.metrics = Metrics()
+        self.catalogue = Catalogue(settings, factory)
+        place = Place(self._data_dir, settings)
+        self.runtimes = Runtimes(place, factory, self.metrics.meter, machine)
+        if settings.profile == "gpu" and not self.runtimes.machine.gpus():
+            raise ConfigurationError(
+                problem="PROFILE=gpu needs an NVIDIA GPU, and none is to be seen here.",
+                fix="install its driver, look at CUDA_VISIBLE_DEVICES, or set PROFILE to cpu or "
+                "embedded.",
+            )
+        self.metrics.watch_runtimes(self.runtimes.rows)
+        self.models = Models(settings, self.catalogue, self.runtimes, self.users)
+        self._prober = Prober(self.runtimes, settings.first_token_timeout_seconds)
+        self._held: list[RuntimeKey] = []
         self._knowledge: KnowledgeBases | None = None
         self._engines: Engines | None = None
 
@@ -82,55 +103,93 @@ class Tutoring:
         if not self.progress.ready:
             raise NotReady(stage=self.progress.stage, retry_after=1)
 
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Watch over the models, and own those that are loaded by hand, while the block runs."""
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(self._prober.run_forever())
+            async with self.models.running():
+                yield
+            watch.cancel()
+
+    def users(self, key: RuntimeKey) -> list[Tutor]:
+        """The tutors that hold a runtime; the default tutor always holds its own."""
+        users = {t.id: t for t in self._engines.users(key)} if self._engines is not None else {}
+        if key in self._held:
+            users.setdefault(self.catalogue.default.id, self.catalogue.default)
+        return list(users.values())
+
+    def condition(self) -> Condition:
+        """How the default tutor's models are, at once."""
+        default = self.catalogue.default
+        keys = {
+            **self.catalogue.runtime_keys(default),
+            "embeddings": self.catalogue.embeddings_key,
+            "index": self.catalogue.index_key,
+        }
+        problems = {kind: self.runtimes.problem(key) for kind, key in keys.items()}
+        failing = {kind: problem for kind, problem in problems.items() if problem}
+        degraded: dict[Kind, str] = {}
+        fallbacks = self.catalogue.fallback_keys(default)
+        if "llm" in failing and any(not self.runtimes.problem(key) for key in fallbacks):
+            degraded["llm"] = failing.pop("llm")
+        return Condition(failing, degraded)
+
     async def load(self) -> None:
         """Load courses and the default tutor's engine, and run every model once.
 
+        The default tutor's runtimes are held until `close`: no other model takes their place.
         Raises ConfigurationError, ProviderUnavailable.
         """
         self._report("models")
-        ahead: list[RuntimeKey] = []
-
-        async def hold(key: RuntimeKey) -> None:
-            await self.runtimes.acquire(key)
-            ahead.append(key)
-
         try:
             # Speech engines start in processes of their own while the course is being indexed.
             async with asyncio.TaskGroup() as loading:
                 indexing = loading.create_task(self._index())
-                for key in self.catalogue.runtime_keys(self.catalogue.default).values():
-                    loading.create_task(hold(key))
+                default = self.catalogue.default
+                first = self.catalogue.runtime_keys(default).values()
+                for key in {*first, *self.catalogue.fallback_keys(default)}:
+                    loading.create_task(self._hold(key))
             self._knowledge = indexing.result()
             self._engines = Engines(
-                self.catalogue, self.runtimes, self._knowledge, self._settings.engine_cache_size
+                self.catalogue,
+                self.runtimes,
+                self._knowledge,
+                self._settings.engine_cache_size,
+                self._settings.first_token_timeout_seconds,
             )
+            self.runtimes.lessees = self._engines
             self._report("warm-up")
             async with self._engines.lease(self.catalogue.default.id) as engine:
                 await engine.warm_up()
         except BaseExceptionGroup as group:
             raise known_cause(group) from group
-        finally:
-            for key in ahead:
-                await self.runtimes.release(key)
         self._report("ready", ready=True)
 
+    async def _hold(self, key: RuntimeKey) -> Any:
+        runtime = await self.runtimes.acquire(key)
+        self._held.append(key)
+        return runtime
+
     async def _index(self) -> KnowledgeBases:
-        embeddings = await self.runtimes.acquire(self.catalogue.embeddings_key)
+        embeddings = await self._hold(self.catalogue.embeddings_key)
+        index = await self._hold(self.catalogue.index_key)
         loop = asyncio.get_running_loop()
 
         def indexed(done: int, total: int) -> None:
             loop.call_soon_threadsafe(self._report, "course", done, total)
 
         return await finish_in_thread(
-            KnowledgeBases.build, self.catalogue.courses, embeddings, self._data_dir, indexed
+            KnowledgeBases.build, self.catalogue.courses, embeddings, self._data_dir, indexed, index
         )
 
     async def close(self) -> None:
         """Drop engines and runtimes; nobody may hold a lease any more."""
         if self._engines is not None:
             await self._engines.close()
-        if self.catalogue.embeddings_key in self.runtimes.loaded():
-            await self.runtimes.release(self.catalogue.embeddings_key)
+        while self._held:
+            await self.runtimes.release(self._held.pop())
+        await self.runtimes.close()
 
     def _report(self, stage: str, done: int = 0, total: int = 0, *, ready: bool = False) -> None:
         self.progress = Progress(stage, done, total, ready)

@@ -1,0 +1,397 @@
+"""What is loaded: each model once, shared by whoever leases it, closed when nobody wants it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+from gpuserver.errors import (
+    GpuServerError,
+    ModelInUse,
+    ModelNotLoaded,
+    OutOfMemory,
+    ShuttingDown,
+)
+from gpuserver.machine import Machine, ThisMachine
+from gpuserver.machine.gpus import Gpu
+from gpuserver.machine.memory import memory_of, no_memory
+from gpuserver.metrics import Meter
+from gpuserver.observability import get_logger
+from gpuserver.providers import LoadStage, Place, Runtime, RuntimeKey, Status
+from gpuserver.providers.table import find
+from gpuserver.runtimes.entry import Entry, Growth, OnStage, Row, runtime_id
+from gpuserver.runtimes.fitting import (
+    HOST,
+    LARGE,
+    Fit,
+    Need,
+    Usage,
+    need,
+    plan,
+    room,
+)
+from gpuserver.runtimes.lessees import Lessees, Nobody
+
+log = get_logger(__name__)
+_T = TypeVar("_T")
+
+_REMEMBERED: Final = 16
+_PROBE_END_SECONDS: Final = 2.0
+
+
+async def finish_in_thread(
+    function: Callable[..., _T], *args: Any, stop: threading.Event | None = None
+) -> _T:
+    """Run a blocking function in a thread and wait for its end even when the caller is cancelled.
+
+    A thread can't be stopped; leaving it behind would let a half-made thing outlive its owner.
+    `stop` is set when nobody wants its result any more.
+    """
+    work = asyncio.get_running_loop().run_in_executor(None, function, *args)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        if stop is not None:
+            stop.set()
+        await asyncio.wait([work])
+        work.exception()  # nobody is left to be told of it
+        raise
+
+
+class Runtimes:
+    """Loaded models by what they are (`RuntimeKey`), counted by lease.
+
+    A model is loaded once under concurrency, in a thread; a failed load leaves nothing behind but
+    the reason. Small ones close with their last lease. Large ones, those pinned and those loaded
+    by hand stay until they are unloaded or, unless pinned, another one needs their memory.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        factory: Callable[[RuntimeKey], Any] = find,
+        meter: Callable[[str], Meter] = lambda name: Meter(),
+        machine: Machine | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`meter` gives what counts the work of the runtime of a name."""
+        self.lessees: Lessees = Nobody()
+        self.machine = machine or ThisMachine()
+        self._place = place
+        self._factory = factory
+        self._meter = meter
+        self._clock = clock
+        self._entries: dict[RuntimeKey, Entry] = {}
+        self._failed: OrderedDict[RuntimeKey, Row] = OrderedDict()
+        self._names: dict[str, RuntimeKey] = {}
+        # Whether the next large one fits is only known when the one before is loaded or closed;
+        # vLLM, too, measures a GPU on which nothing else may move.
+        self._large = asyncio.Lock()
+        self._closed = False
+
+    # Leases
+
+    async def acquire(self, key: RuntimeKey, watch: OnStage | None = None) -> Any:
+        """The runtime for a key, loaded if need be; give it back by `release`.
+
+        `watch` is told how the load goes on. Raises ProviderUnavailable, ModelTooLarge,
+        OutOfMemory, ShuttingDown.
+        """
+        entry = self._entries.get(key)
+        if entry is None:
+            large = key.provider in LARGE
+            entry = Entry(key, self._name(key), self._clock(), kept=large)
+            self._entries[key] = entry
+        entry.leases += 1
+        try:
+            if entry.runtime is None:
+                with entry.watched_by(watch):
+                    async with self._turn(entry):
+                        if entry.runtime is None:
+                            await self._load(entry)
+        except BaseException:
+            await self.release(key)
+            raise
+        return entry.runtime
+
+    async def release(self, key: RuntimeKey) -> None:
+        """Give a lease back; with the last one, a runtime that is not kept closes."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return  # closed with everything else
+        entry.leases -= 1
+        entry.used_at = self._clock()
+        if entry.leases == 0 and entry.runtime is None:
+            self._forget(entry)
+        elif entry.leases == 0 and not entry.kept:
+            async with self._turn(entry):
+                await self._close_unused(entry)
+
+    def touch(self, key: RuntimeKey) -> None:
+        """Somebody begins or ends to use it: it is not the one unused the longest."""
+        if key in self._entries:
+            self._entries[key].used_at = self._clock()
+
+    def loaded(self) -> dict[RuntimeKey, int]:
+        """Every loaded runtime and how many leases there are on it."""
+        return {entry.key: entry.leases for entry in self.running()}
+
+    # By hand
+
+    async def load(self, key: RuntimeKey, *, pin: bool, watch: OnStage | None = None) -> None:
+        """Load it if need be and keep it without a lease. Raises as `acquire` does."""
+        await self.acquire(key, watch)
+        entry = self._entries[key]
+        entry.kept = True
+        entry.pinned = entry.pinned or pin
+        await self.release(key)
+
+    def named(self, name: str) -> RuntimeKey:
+        """The key of an id, of a runtime or of a load that failed. Raises ModelNotLoaded."""
+        for key in (*self._entries, *self._failed):
+            if runtime_id(key) == name:
+                return key
+        raise ModelNotLoaded(model=name)
+
+    async def unload(self, key: RuntimeKey) -> None:
+        """Close it, pinned or not, or forget that its load failed. Raises ModelInUse."""
+        self._failed.pop(key, None)
+        await self.lessees.give_back(key)
+        entry = self._entries.get(key)
+        if entry is None:
+            return
+        async with self._turn(entry):
+            if not await self._close_unused(entry) and entry.leases:
+                raise ModelInUse(model=entry.name, users=entry.leases)
+
+    def pin(self, key: RuntimeKey, *, pinned: bool) -> None:
+        """Keep it whatever else needs memory, or no longer. Raises ModelNotLoaded."""
+        entry = self._entries.get(key)
+        if entry is None or entry.runtime is None:
+            raise ModelNotLoaded(model=runtime_id(key))
+        entry.pinned = pinned
+        entry.kept = True
+
+    async def close(self) -> None:
+        """Close everything, after the load that is going on; nobody may hold a lease any more."""
+        self._closed = True
+        for entry in self._entries.values():
+            if entry.stop is not None:
+                entry.stop.set()
+        async with self._large:
+            for entry in list(self._entries.values()):
+                async with entry.lock:
+                    if entry.runtime is not None:
+                        await self._close(entry)
+        self._entries.clear()
+        self._failed.clear()
+
+    # What there is
+
+    def running(self) -> Iterator[Entry]:
+        """The loaded ones."""
+        return (entry for entry in self._entries.values() if entry.runtime is not None)
+
+    def problem(self, key: RuntimeKey) -> str:
+        """Why a loaded runtime does not work at present; "" if it does."""
+        entry = self._entries.get(key)
+        if entry is None or entry.runtime is None:
+            return ""
+        if entry.status().state == "restarting":
+            return f"The {key.provider} engine is being started again."
+        return entry.problem.sentence("en") if entry.problem else ""
+
+    async def rows(self) -> list[Row]:
+        """All that are loaded or being loaded, and the loads that failed last."""
+        entries = [e for e in self._entries.values() if e.leases or e.runtime is not None]
+        states = [(entry, entry.status()) for entry in entries]
+        usages, _ = await asyncio.to_thread(self._measure, states)
+        rows = []
+        for (entry, status), usage in zip(states, usages, strict=True):
+            busy = status.running or status.waiting or self.lessees.active(entry.key)
+            idle = 0.0 if busy or entry.runtime is None else self._clock() - entry.used_at
+            rows.append(Row.of(entry, status, usage, idle))
+        there = {entry.key for entry in entries}
+        return [*rows, *(row for key, row in self._failed.items() if key not in there)]
+
+    async def fit(self, key: RuntimeKey) -> Fit:
+        """Whether it would fit, and what would be closed for it; one that is loaded does."""
+        settings = self._place.settings
+        idle = [entry for entry in self.running() if self._evictable(entry) and entry.key != key]
+        idle.sort(key=lambda entry: entry.used_at)
+        states = [(entry, entry.status()) for entry in self.running()]
+
+        def measure() -> tuple[Need, Usage, dict[RuntimeKey, Usage]]:
+            usages, gpus = self._measure(states)
+            left = room(settings, self.machine.host(), gpus, usages)
+            used = {entry.key: u for (entry, _), u in zip(states, usages, strict=True)}
+            needed = need(key, settings, gpus)
+            return replace(needed, mb=0) if key in used else needed, left, used
+
+        needed, left, used = await asyncio.to_thread(measure)
+        return plan(needed, left, [(entry.key, used[entry.key]) for entry in idle])
+
+    def _measure(self, states: list[tuple[Entry, Status]]) -> tuple[list[Usage], tuple[Gpu, ...]]:
+        gpus = self.machine.gpus()
+        return [
+            entry.usage(status.pids, gpus, self.machine.resident_mb(status.pids))
+            for entry, status in states
+        ], gpus
+
+    # Loading
+
+    async def _load(self, entry: Entry) -> None:
+        if self._closed:
+            raise ShuttingDown
+        key = entry.key
+        self._failed.pop(key, None)
+        try:
+            entry.tell("fitting", None)
+            if entry.large:
+                await self._load_large(entry)
+            else:
+                await self._start(entry)
+            if self._closed:
+                await self._close(entry)
+                raise ShuttingDown
+        except GpuServerError as error:
+            self._failed[key] = Row(
+                key, entry.name, "failed", None, None, error, entry.pinned, leases=0
+            )
+            while len(self._failed) > _REMEMBERED:
+                self._failed.popitem(last=False)
+            raise
+        log.info("runtime loaded", kind=key.kind, provider=key.provider, model=key.model)
+
+    async def _load_large(self, entry: Entry) -> None:
+        fit = await self._make_room(entry.key)
+        if await self._fits(entry, fit):
+            return
+        beside = [e for e in self.running() if self._evictable(e) and e.is_on(fit.place)]
+        evicted = [entry for entry in beside if await self._evict(entry)]
+        if not evicted or not await self._fits(entry, fit):
+            raise OutOfMemory(model=str(entry.key), device=memory_of(fit.device))
+
+    async def _fits(self, entry: Entry, fit: Fit) -> bool:
+        """Load it where it was measured to fit; False if memory runs out nevertheless."""
+        try:
+            await self._start(entry, fit.place)
+        except (GpuServerError, RuntimeError, MemoryError) as error:
+            if not no_memory(error):
+                raise
+            log.warning("out of memory", model=entry.name, reason=str(error))
+            return False
+        return True
+
+    async def _start(self, entry: Entry, where: tuple[int, ...] = (HOST,)) -> None:
+        loop, stop = asyncio.get_running_loop(), threading.Event()
+
+        def tell(stage: LoadStage, share: float | None) -> None:
+            # Where a load tells how it goes on is where it can be stopped: in a long download.
+            if stop.is_set():
+                raise ShuttingDown
+            loop.call_soon_threadsafe(entry.tell, stage, share)
+
+        place = replace(
+            self._place,
+            adapters=entry.key.adapters,
+            meter=self._meter(entry.name),
+            on_progress=tell,
+            gpu=None if where == (HOST,) else where[0],
+        )
+        entry.tell("loading", None)
+        runtime: Runtime = self._factory(entry.key)(entry.key.model, place)
+        entry.stop = stop
+        try:
+            growth = await finish_in_thread(self._grow, runtime, where, stop=stop)
+        except BaseException:
+            await finish_in_thread(runtime.close)
+            raise
+        finally:
+            entry.stop = None
+        entry.start(runtime, growth, self._clock())
+
+    def _grow(self, runtime: Runtime, where: tuple[int, ...]) -> Growth:
+        """Load it and see what that took. Blocking."""
+        began = self._clock()
+        before = self._in_use()
+        runtime.load()
+        after = self._in_use()
+        taken = {device: after[device] - before[device] for device in before.keys() & after}
+        memory = max(0, taken.pop(HOST))
+        on_gpus = {} if where == (HOST,) else {index: mb for index, mb in taken.items() if mb > 0}
+        return Growth(memory, on_gpus, self._clock() - began)
+
+    def _in_use(self) -> dict[int, int]:
+        """Megabytes of each GPU that anybody uses, and of the host that this process does."""
+        used = {gpu.index: gpu.total_mb - gpu.free_mb for gpu in self.machine.gpus()}
+        return {**used, HOST: self.machine.resident_mb((os.getpid(),))}
+
+    # Closing
+
+    def _evictable(self, entry: Entry) -> bool:
+        if not entry.large or entry.pinned:
+            return False
+        return entry.leases == self.lessees.spare(entry.key)
+
+    async def _make_room(self, key: RuntimeKey) -> Fit:
+        """Close what is in the way, the one unused the longest first. Raises ModelTooLarge."""
+        while True:
+            fit = await self.fit(key)
+            if not fit.fits:
+                raise fit.refusal(key)
+            if not fit.evict:
+                return fit
+            await self._evict(self._entries[fit.evict[0]])
+
+    async def _evict(self, entry: Entry) -> bool:
+        await self.lessees.give_back(entry.key)
+        closed = not entry.pinned and await self._close_unused(entry)
+        if closed:
+            log.info("runtime made room", model=entry.name)
+        return closed
+
+    async def _close_unused(self, entry: Entry) -> bool:
+        """Close a loaded runtime unless somebody has leased it; its turn is held."""
+        if entry.leases or entry.runtime is None:
+            return False
+        await self._close(entry)
+        return True
+
+    async def _close(self, entry: Entry) -> None:
+        runtime, entry.runtime = entry.runtime, None
+        probe, entry.probe = entry.probe, None
+        try:
+            if probe is not None:
+                probe.cancel()
+                await asyncio.wait([probe], timeout=_PROBE_END_SECONDS)
+        finally:
+            try:
+                await finish_in_thread(runtime.close)
+            finally:
+                self._forget(entry)
+        key = entry.key
+        log.info("runtime closed", kind=key.kind, provider=key.provider, model=key.model)
+
+    def _forget(self, entry: Entry) -> None:
+        unused = entry.runtime is None and entry.leases == 0
+        if unused and self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+
+    def _turn(self, entry: Entry) -> asyncio.Lock:
+        """What is held while a runtime is loaded or closed."""
+        return self._large if entry.large else entry.lock
+
+    def _name(self, key: RuntimeKey) -> str:
+        """A short name, told apart from those of other models that look the same."""
+        name, number = str(key), 1
+        while self._names.setdefault(name, key) != key:
+            number += 1
+            name = f"{key} #{number}"
+        return name
