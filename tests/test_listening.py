@@ -466,6 +466,15 @@ def test_stable_words_only_grow() -> None:
     assert words.whole(timed("that is the list and how do")).text == "what is a list and how do"
 
 
+def test_words_that_come_again_at_another_time_are_not_taken_twice() -> None:
+    words = PartialTranscript()
+    words.hear(timed("i have another"), 1700)
+    words.hear(timed("i have another question"), 2000)
+    assert (words.stable, words.tentative) == ("i have another", "question")
+    words.hear(timed("i have another question", word_ms=500), 2400)
+    assert (words.stable, words.tentative) == ("i have another", "question")
+
+
 def test_without_times_words_are_aligned() -> None:
     words = PartialTranscript()
     for text in ("what is a", "what is a list and", "what is a list and how do"):

@@ -79,6 +79,9 @@ class PartialTranscript:
                 WordTime(w.text, w.start_ms + self.cut_ms, w.end_ms + self.cut_ms)
                 for w in transcript.words
             ]
+            again = [*map(_plain, self._stable[self._cut_words :])]
+            if again == [*map(_plain, words[: len(again)])]:
+                return words[len(again) :]  # whatever became of their times
             end = self._stable[-1].end_ms if self._stable else 0
             return [word for word in words if (word.start_ms + word.end_ms) / 2 > end]
         words = [WordTime(text, _UNTIMED, _UNTIMED) for text in _TOKEN.findall(transcript.text)]
