@@ -11,7 +11,7 @@ from gpuserver.knowledge import vocabulary
 from gpuserver.knowledge.course import KnowledgeBase, load
 from gpuserver.knowledge.index import Index, Progress
 from gpuserver.language import Language
-from gpuserver.providers import Embeddings, Passage, Vocabulary
+from gpuserver.providers import Embeddings, Passage, VectorIndex, Vocabulary
 
 CACHED_VOCABULARIES: Final = 32
 
@@ -32,14 +32,16 @@ class KnowledgeBases:
         embeddings: Embeddings,
         cache_dir: Path,
         progress: Progress,
+        index: VectorIndex | None = None,
     ) -> KnowledgeBases:
         """Read and index `folders` (kb_id → course folder). Blocking: call it in a thread.
 
-        Raises ConfigurationError for a malformed course, EngineFailed from the embeddings.
+        Raises ConfigurationError for a malformed course, ProviderUnavailable for vectors of
+        another model that took long to make, EngineFailed from the embeddings.
         """
         bases = {kb_id: load(kb_id, folder) for kb_id, folder in folders.items()}
         passages = [passage for base in bases.values() for passage in base.passages]
-        return cls(bases, Index.build(passages, embeddings, cache_dir, progress))
+        return cls(bases, Index.build(passages, embeddings, cache_dir, progress, index))
 
     def known(self, kb_id: str) -> bool:
         return kb_id in self._bases

