@@ -321,7 +321,8 @@ class TranscriptionDelta:
 
 @dataclass
 class Queue:
-    """The question waits: how many are before it, and about how long they take."""
+    """The question waits: its place in the line, 1 being the next, and about how long that takes.
+    Before the turn has begun the line is the student's own, after that the model's."""
 
     seq: int
     timestamp: datetime
@@ -374,6 +375,31 @@ class Sources:
     turn_id: str
     passages: list[Source]
     type: Literal["sources"] = "sources"
+
+
+@dataclass
+class Notice:
+    """Something about the answer that the student should know, as a sentence; `provider` is the
+    engine it is about."""
+
+    seq: int
+    timestamp: datetime
+    turn_id: str
+    code: Literal["fallback"]
+    content: str
+    provider: str
+    type: Literal["notice"] = "notice"
+
+
+@dataclass
+class ThoughtDelta:
+    """What a reasoning model thinks before it answers, in pieces; never spoken."""
+
+    seq: int
+    timestamp: datetime
+    turn_id: str
+    content: str
+    type: Literal["thought.delta"] = "thought.delta"
 
 
 @dataclass
@@ -529,6 +555,8 @@ ServerMessage2 = (
     | TurnStarted
     | Transcription
     | Sources
+    | Notice
+    | ThoughtDelta
     | TextDelta
     | TextWhole
     | AudioDelta

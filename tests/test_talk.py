@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from gpuserver.cli import talk, terminal
 from gpuserver.cli.terminal import Screen, latency_strip
 from gpuserver.client import Backoff, LiveConversation, Playback
 from gpuserver.errors import ConfigurationError, SessionEnded, SpeechUnavailable
+from gpuserver.tutor import events
 from tests.scripted_socket import Peer, serving
 
 QUICK = Backoff(first=0.005, most=0.02, attempts=5, seconds=5)
@@ -267,3 +269,45 @@ def test_the_strip_knows_every_stage_of_the_protocol() -> None:
         "commit, transcript, passages, first_token, first_clause, first_audio, first_playback, done"
     )
     assert ", ".join(terminal._STAGES) == page
+
+
+def test_a_terminal_shows_the_place_in_line_the_notice_and_the_thoughts_dimmed() -> None:
+    view, written = screen(is_terminal=True)
+    view.show({"type": "queue", "turn_id": "t1", "position": 3, "eta_s": 8})
+    view.show({"type": "notice", "turn_id": "t1", "code": "fallback", "content": "Smaller."})
+    view.show({"type": "thought.delta", "turn_id": "t1", "content": "Lists "})
+    view.show({"type": "thought.delta", "turn_id": "t1", "content": "first."})
+    view.show({"type": "text.delta", "turn_id": "t1", "content": "A list."})
+    view.show({"type": "text", "turn_id": "t1", "content": "A list."})
+    shown = written.getvalue()
+    assert f"{DIM}(number 3 in line, about 8 s)" in shown
+    assert re.sub(r"\x1b\[[\d;]*m", "", shown).splitlines() == [
+        "(number 3 in line, about 8 s)",
+        "Smaller.",
+        "Lists first.",
+        "A list.",
+    ]
+    # The thoughts are dim, the answer is not.
+    assert shown.index("\x1b[2;3mfirst.") < shown.index("\nA list.")
+
+
+async def test_a_single_answer_keeps_all_else_out_of_a_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    printer = terminal.Printer()
+    for event in (
+        events.InLine(3, 8),
+        events.AnsweredBy("extractive"),
+        events.Thought("Lists "),
+        events.Thought("first."),
+        events.TextDelta("A list."),
+        events.TextDone("A list."),
+    ):
+        await printer.write(event)
+    said = capsys.readouterr()
+    assert said.out == "A list.\n"
+    assert said.err.splitlines() == [
+        "(number 3 in line, about 8 s)",
+        "(answered by extractive: the tutor's own model isn't available)",
+        "Lists first.",
+    ]

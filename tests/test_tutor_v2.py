@@ -157,11 +157,11 @@ async def test_a_question_interrupted_at_once_has_its_ending_too(serve: Serve) -
 
 async def test_a_tutor_that_can_not_be_had_is_explained(serve: Serve) -> None:
     for v2 in (False, True):
-        async with serve() as server, server.management() as management:
+        other = {7: {"tts_model": "other"}}
+        async with serve(tutor_overrides=other) as server, server.management() as management:
             failure = ProviderUnavailable(problem="No voice.", fix="none.")
-            await server.state.tutoring.engines.remove(1)
             server.cast.tts.load_failure = failure
-            ticket = await management.create_session()
+            ticket = await management.create_session(7)
             async with converse(ticket, v2=v2) as socket:
                 error = await socket.receive()
                 assert (error["type"], error["code"]) == ("error", "provider_unavailable")

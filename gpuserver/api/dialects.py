@@ -188,6 +188,8 @@ class Dialect1(Dialect):
         self._live.ask(question, self)
 
     def write(self, turn_id: str, event: live_events.LiveEvent) -> None:
+        # A question gets one `text` here, and these clients know no other message to pass over:
+        # a place in line or another engine's name would be taken for the answer.
         match event:
             case events.Started():
                 self._reset()

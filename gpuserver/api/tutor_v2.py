@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -20,6 +21,10 @@ from gpuserver.tutor.ai_engine import AIEngine
 from gpuserver.tutor.turn import Question
 
 _QUOTE_CHARS: Final = 240
+_FALLBACK: Final[Mapping[Language, str]] = {
+    "en": "Answered by a smaller engine ({provider}): the tutor's own model isn't available.",
+    "zh": "导师自己的模型暂时不可用，由较小的引擎（{provider}）回答。",
+}
 
 
 class DialectV2(Dialect):
@@ -213,7 +218,21 @@ class DialectV2(Dialect):
                 self._tell(turn_id, event)
 
     def _tell(self, turn_id: str, event: live_events.LiveEvent) -> None:
-        """What happens beside the turns' own events."""
+        """What happens before an answer."""
+        match event:
+            case events.Thought(text):
+                if self._audio.output.text:
+                    self._send(protocol.ThoughtDelta(*self._stamp(), turn_id, text))
+            case events.AnsweredBy(provider):
+                said = _FALLBACK[self._language].format(provider=provider)
+                self._send(protocol.Notice(*self._stamp(), turn_id, "fallback", said, provider))
+            case live_events.Queued(position, eta_s) | events.InLine(position, eta_s):
+                self._send(protocol.Queue(*self._stamp(), turn_id, position, eta_s))
+            case _:
+                self._tell_of_speech(turn_id, event)
+
+    def _tell_of_speech(self, turn_id: str, event: live_events.LiveEvent) -> None:
+        """What the student's speech does."""
         match event:
             case live_events.Partial(stable, tentative):
                 self._send(protocol.TranscriptionDelta(*self._stamp(), stable, tentative))
@@ -221,8 +240,6 @@ class DialectV2(Dialect):
                 self._send(protocol.SpeechStarted(*self._stamp()))
             case live_events.SpeechStopped():
                 self._send(protocol.SpeechStopped(*self._stamp()))
-            case live_events.Queued(position, eta_s):
-                self._send(protocol.Queue(*self._stamp(), turn_id, position, eta_s))
             case live_events.SpeechPaused():
                 self._send(protocol.AudioPaused(*self._stamp(), turn_id))
             case live_events.SpeechResumed():

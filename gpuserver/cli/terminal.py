@@ -56,8 +56,12 @@ class Printer:
         self.sample_rate = 0
         self.error: GpuServerError | None = None
         self._sources: list[str] = []
+        self._thinking = False
 
     async def write(self, event: events.Event) -> None:
+        if self._thinking and not isinstance(event, events.Thought):
+            notes.print()
+        self._thinking = isinstance(event, events.Thought)
         match event:
             case events.Recognised(transcript):
                 out.print(f"(heard: {transcript.text})", style="dim", markup=False)
@@ -76,6 +80,19 @@ class Printer:
                     out.print(line, style="dim", markup=False)
             case events.Ended(error=GpuServerError() as error):
                 self.error = error
+            case _:
+                self._note(event)
+
+    def _note(self, event: events.Event) -> None:
+        """What is no part of the answer, and stays out of a file that the answer goes to."""
+        match event:
+            case events.InLine(position, eta_s):
+                notes.print(in_line(position, eta_s), style="dim", markup=False)
+            case events.AnsweredBy(provider):
+                line = f"(answered by {provider}: the tutor's own model isn't available)"
+                notes.print(line, style="yellow", markup=False)
+            case events.Thought(text):
+                notes.print(text, end="", style="dim italic", markup=False, soft_wrap=True)
 
 
 class Screen:
@@ -86,7 +103,7 @@ class Screen:
         self._met = False
         self._console, self._errors, self._latency = console, errors, latency
         self._partial: Live | None = None
-        self._within_line = False
+        self._within_line = self._thinking = False
         self._written: set[str] = set()
         self._sources: dict[str, list[str]] = {}
 
@@ -101,6 +118,8 @@ class Screen:
                 self._sources[turn] = [
                     f"[{p['n']}] {p['document']}: {p['heading']}" for p in passages
                 ]
+            case {"type": "thought.delta", "content": content}:
+                self._think(content)
             case {"type": "text.delta", "content": content, "turn_id": turn}:
                 self._written.add(turn)
                 self._write(content)
@@ -116,7 +135,9 @@ class Screen:
             case {"type": "error", "content": content}:
                 self.tell(content, "red")
             case {"type": "queue", "position": position, "eta_s": eta}:
-                self._line(f"(waiting: {position} before it, about {eta} s)", "dim")
+                self._line(in_line(position, eta), "dim")
+            case {"type": "notice", "content": content}:
+                self.tell(content, "yellow")
             case {"type": "connection.lost"}:
                 self.tell("The connection was lost; trying again …", "yellow")
             case {"type": "session.ready"}:
@@ -166,7 +187,16 @@ class Screen:
         if ready.get("notice"):
             self.tell(ready["notice"], "yellow")
 
+    def _think(self, content: str) -> None:
+        if not self._thinking:
+            self._end_line()
+        self.close()
+        self._console.print(content, end="", style="dim italic", markup=False, soft_wrap=True)
+        self._within_line = self._thinking = True
+
     def _write(self, content: str) -> None:
+        if self._thinking:
+            self._end_line()
         self.close()
         self._console.print(content, end="", markup=False, soft_wrap=True)
         self._within_line = True
@@ -184,7 +214,12 @@ class Screen:
         self.close()
         if self._within_line:
             self._console.print()
-        self._within_line = False
+        self._within_line = self._thinking = False
+
+
+def in_line(position: int, eta_s: int) -> str:
+    """A question's place in line, for people to read."""
+    return f"(number {position} in line, about {eta_s} s)"
 
 
 def latency_strip(timeline: Mapping[str, int]) -> str:

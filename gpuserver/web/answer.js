@@ -1,9 +1,10 @@
 /** One answer as it is shown: its text as it comes, its sources, how it ended, what one thinks of it. */
 
-import { languageOf, say } from './i18n.js';
+import { has, languageOf, say } from './i18n.js';
 import { latencyStrip } from './latency.js';
 import { render } from './markdown.js';
 import { node } from './nodes.js';
+import { Thoughts } from './thoughts.js';
 
 /** @typedef {{n: number, document: string, heading: string, page: number | null, quote: string, score: number}} Source */
 
@@ -12,7 +13,12 @@ const CUT = '\ue000';
 
 export class Answer {
   #item;
+  #name;
   #body;
+  #waiting;
+  #place = 0; // in line; 0: in none
+  #placeSaid = Infinity;
+  #thoughts = null;
   #on;
   #text = '';
   #heard = null; // where it was cut off: the part before was heard
@@ -24,14 +30,15 @@ export class Answer {
   /**
    * @param {HTMLLIElement} item
    * @param {string} name of the tutor
-   * @param {{grew: () => void, finished: (text: string) => void}} on
+   * @param {{grew: () => void, announce: (text: string) => void, finished: (text: string) => void}} on
    */
   constructor(item, name, on) {
     this.#item = item;
+    this.#name = name;
     this.#on = on;
     this.#body = item.appendChild(node('div', 'body'));
-    const waiting = this.#body.appendChild(node('p', 'waiting'));
-    say(waiting, 'talk.writing', { name });
+    this.#waiting = this.#body.appendChild(node('p', 'waiting'));
+    say(this.#waiting, 'talk.writing', { name });
   }
 
   get item() {
@@ -51,8 +58,39 @@ export class Answer {
     this.#on.grew();
   }
 
+  /** The model is busy with other questions. @param {{position: number, eta_s: number}} place @param {boolean} quiet not read out */
+  inLine({ position, eta_s: seconds }, quiet) {
+    say(this.#waiting, 'talk.inLine', { position, seconds });
+    this.#place = position;
+    // Read out at first, and when the line has become half as long: each step would be too many.
+    if (position <= this.#placeSaid / 2 && !quiet) {
+      this.#placeSaid = position;
+      this.#on.announce(this.#waiting.textContent);
+    }
+    this.#on.grew();
+  }
+
+  /** Something to know about the answer. @param {{code: string, content: string}} about @param {boolean} quiet not read out */
+  notice(about, quiet) {
+    this.#served();
+    const line = node('p', 'answer-note');
+    const key = `notice.${about.code}`;
+    say(line, has(key) ? key : 'notice.other', about);
+    this.#body.before(line);
+    if (!quiet) this.#on.announce(line.textContent);
+    this.#on.grew();
+  }
+
+  /** The next piece of what the model thinks, which is no part of the answer. @param {string} piece */
+  thought(piece) {
+    this.#served();
+    this.#thoughts ??= new Thoughts(this.#body, this.#on.grew);
+    this.#thoughts.add(piece);
+  }
+
   /** The next piece of the answer. @param {string} piece */
   delta(piece) {
+    this.#thoughts?.settle();
     this.#text += piece;
     // Pieces come faster than frames; each frame draws all that came.
     this.#frame ||= requestAnimationFrame(() => this.#draw());
@@ -60,6 +98,7 @@ export class Answer {
 
   /** The whole answer, which is the truth. @param {string} text @param {boolean} [quiet] not read out */
   whole(text, quiet = false) {
+    this.#thoughts?.settle();
     this.#text = text;
     this.#draw();
     this.#item.dataset.written = '';
@@ -72,6 +111,7 @@ export class Answer {
    * @param {string | null} [heard] the part of an interrupted answer that was heard
    */
   done(status, heard = null) {
+    this.#thoughts?.settle();
     if (heard !== null && this.#text.startsWith(heard)) this.#heard = heard;
     if (this.#frame || this.#heard !== null) this.#draw();
     const cut = this.#heard !== null && this.#heard.trim() !== this.#text.trim();
@@ -98,6 +138,13 @@ export class Answer {
     const strip = timeline && latencyStrip(timeline);
     if (strip) this.#foot.append(strip);
     this.#on.grew();
+  }
+
+  /** It stands in line no more. */
+  #served() {
+    if (!this.#place) return;
+    this.#place = 0;
+    say(this.#waiting, 'talk.writing', { name: this.#name });
   }
 
   #note(key) {

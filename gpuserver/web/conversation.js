@@ -88,6 +88,7 @@ export class Conversation {
     this.#add(item);
     return new Answer(item, name, {
       grew: () => this.#follow(),
+      announce: (text) => this.announce(text),
       finished: (text) => this.announce(t('talk.said', { name, text })),
     });
   }
@@ -96,14 +97,15 @@ export class Conversation {
    * Something that the student has to know. Said again, it takes the place of the last time.
    * @param {string} key of the sentence
    * @param {Record<string, unknown>} [params]
-   * @param {{key: string, act: () => void}} [offer] what can be done about it
+   * @param {{key: string, act: () => void, after?: number}} [offer] what can be done about it, and
+   *   after how many seconds
    */
   notice(key, params = {}, offer = undefined) {
     const item = node('li', 'notice');
     item.dataset.key = key;
     item.setAttribute('role', 'alert');
     say(item.appendChild(node('p')), key, params);
-    if (offer) item.append(button(offer.key, offer.act));
+    if (offer) item.append(button(offer.key, offer.act, offer.after));
     const last = this.#list.lastElementChild;
     if (last?.matches('.notice') && last.dataset.key === key) last.remove();
     this.#add(item);

@@ -191,14 +191,20 @@ export class Room {
       this.#conversation.notice('error.text_too_long', limits);
       return;
     }
+    this.#put(text);
+    $('question').value = '';
+    grow($('question'));
+  }
+
+  /** @param {string} text a question */
+  #put(text) {
+    if (!this.#client) return;
     this.#player.prime();
     if (this.#listening.recording) this.#listening.discard();
     this.stop();
     const item = this.#conversation.question(text);
     if (this.#client.text(text)) this.#turns.ask({ text, item, dropped: false });
     item.waits(!this.#client.connected);
-    $('question').value = '';
-    grow($('question'));
     this.#refresh();
   }
 
@@ -219,7 +225,13 @@ export class Room {
       });
     on('queue', ({ turn_id: id, replayed }) => this.#turns.open(id, replayed));
     on('turn.started', (message) => this.#onTurnStarted(message));
-    onTurn('transcription', (turn, message) => this.#listening.onWords(turn, message));
+    onTurn('queue', ({ answer }, message) => answer.inLine(message, message.replayed));
+    onTurn('transcription', (turn, message) => {
+      turn.words = message.content;
+      this.#listening.onWords(turn, message);
+    });
+    onTurn('notice', ({ answer }, message) => answer.notice(message, message.replayed));
+    onTurn('thought.delta', ({ answer }, { content }) => answer.thought(content));
     onTurn('sources', ({ answer }, { passages }) => answer.sources(passages));
     onTurn('text.delta', ({ answer }, { content }) => answer.delta(content));
     onTurn('text', ({ answer }, { content, replayed }) => answer.whole(content, replayed));
@@ -236,6 +248,7 @@ export class Room {
   #onTurnStarted({ turn_id: id, question, replayed }) {
     const turn = this.#turns.open(id, replayed);
     turn.started = true;
+    turn.words = question;
     if (turn.stopped) return;
     if (replayed && question) this.#conversation.question(question);
     if (!turn.asked?.text && !replayed) this.#listening.onTurnStarted(turn);
@@ -271,14 +284,20 @@ export class Room {
     }
   }
 
-  #onError({ code, content, turn_id: turnId }) {
+  #onError({ code, content, turn_id: turnId, retry_after: after }) {
     if (code === 'not_ready') return; // A server that starts again: the line is tried until it is there.
     if (turnId && !this.#turns.get(turnId)) return;
     if (!turnId && REFUSALS.test(code)) this.#turns.refused(false);
     else if (!turnId) this.#listening.refused();
-    const key = `error.${code}`;
-    if (has(key)) this.#conversation.notice(key, this.#ready.limits);
-    else this.#conversation.notice('error.other', { content });
+    const key = has(`error.${code}`) ? `error.${code}` : 'error.other';
+    const words = this.#turns.get(turnId)?.words;
+    const act = () => {
+      notice.remove();
+      $('question').focus({ preventScroll: true });
+      this.#put(words);
+    };
+    const offer = after && words ? { key: 'do.askAgain', act, after } : undefined;
+    const notice = this.#conversation.notice(key, { ...this.#ready.limits, content }, offer);
   }
 
   // The line

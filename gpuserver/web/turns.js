@@ -4,7 +4,7 @@
  * @typedef {{text: string, item: object | null, dropped: boolean}} Asked a typed question; one that was
  *   spoken and is complete has no text
  * @typedef {{id: string, asked: Asked | null, spoken: object | null, answer: import('./answer.js').Answer | null,
- *   stopped: boolean, started: boolean}} Turn
+ *   stopped: boolean, started: boolean, words: string}} Turn the question's words, once they are known
  */
 
 export class Turns {
@@ -45,7 +45,7 @@ export class Turns {
     let turn = this.#turns.get(id);
     if (turn) return turn;
     const asked = replayed ? null : (this.#pending.shift() ?? null);
-    turn = { id, asked, spoken: null, answer: null, stopped: asked?.dropped ?? false, started: false };
+    turn = { id, asked, spoken: null, answer: null, stopped: asked?.dropped ?? false, started: false, words: '' };
     this.#turns.set(id, turn);
     asked?.item?.waits?.(false);
     return turn;
