@@ -1,4 +1,4 @@
-"""The pages: the classroom for browsers, and the API's documentation, all served from here."""
+"""The pages: the classroom, the console, and the API's documentation, all served from here."""
 
 from __future__ import annotations
 
@@ -47,9 +47,16 @@ async def front(request: Request) -> Response:
                 "ready": "/ready",
                 "status": "/status",
                 "docs": "/docs",
+                "console": "/console",
             },
         }
     )
+
+
+@router.get("/console")
+async def console(request: Request) -> Response:
+    """How the server is, and its models; what it shows is asked with the management key."""
+    return _with_policy(FileResponse(WEB / "console.html"), request)
 
 
 @router.get("/docs")

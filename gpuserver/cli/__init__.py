@@ -1,4 +1,4 @@
-"""The command line: serve, ask, chat, check, tutors."""
+"""The command line: serve, ask, chat, check, tutors, status, models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpuserver import (
     observability,
     unified_server,
 )
-from gpuserver.cli import talk
+from gpuserver.cli import models, talk
 from gpuserver.cli.terminal import Printer, loading, notes, out
 from gpuserver.errors import ConfigurationError, GpuServerError, TextEmpty
 from gpuserver.providers import names
@@ -34,6 +34,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command()(models.status)
+app.add_typer(models.app, name="models")
 
 TutorId = Annotated[int | None, typer.Option("--tutor", help="Tutor id; default: the file's.")]
 KbId = Annotated[str | None, typer.Option("--kb", help="Knowledge base to ask as well.")]
