@@ -48,7 +48,7 @@ step "tests"
 [ "${1:-}" = fast ] && exit
 
 step "slow tests"
-.venv/bin/python -m pytest -m "slow or browser"
+.venv/bin/python -m pytest -n 2 --dist loadfile -m "slow or browser"
 
 # On a machine with a GPU that the engines were installed for, they are tested on it.
 build=$(cat .venv-engines/.profile 2>/dev/null || echo cpu)

@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, Literal
 
 from bench.common import Pace, tokens
+from gpuserver.language import Language
 from gpuserver.providers import Delta, Place, Request, Speech
 
 SAMPLE_RATE: Final = 24_000
@@ -17,6 +19,13 @@ PCM: Final = bytes(SAMPLE_RATE * FRAME_MS // 1000 * 2)
 """One frame of speech."""
 Stamp = Literal["none", "made", "due"]
 _BUILD_SECONDS: Final = 0.3
+PERSONA: Final = " ".join(
+    [
+        "You are a patient tutor.",
+        *(f"Rule {n}: explain in short, plain sentences, one idea at a time." for n in range(60)),
+    ]
+)
+"""A long one: with course and history it makes a prompt that prefix caching is for."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ class FrameTTS:
     """Says any clause as so many frames of silence, all at once: the server sets the pace."""
 
     sample_rate = SAMPLE_RATE
+    voices: Mapping[Language, str] = MappingProxyType({"en": "", "zh": ""})
 
     def __init__(self, frames: int) -> None:
         self._frames = frames
@@ -100,7 +110,9 @@ class FrameTTS:
     def close(self) -> None:
         pass
 
-    async def speak(self, clause: str, voice: str, speed: float) -> AsyncGenerator[Speech, None]:
+    async def speak(
+        self, clause: str, language: Language, voice: str, speed: float
+    ) -> AsyncGenerator[Speech, None]:
         for _ in range(self._frames):
             yield Speech(PCM, SAMPLE_RATE)
 

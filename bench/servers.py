@@ -27,7 +27,8 @@ from bench.scripted import FRAME_MS, PCM, SAMPLE_RATE, FrameTTS, PacedLLM, Scrip
 from gpuserver import config, observability
 from gpuserver.config import Settings
 from gpuserver.protocol import TUTOR_V2, encode_speech
-from gpuserver.providers import RuntimeKey, find
+from gpuserver.providers import RuntimeKey
+from gpuserver.providers.table import find
 from gpuserver.tutor.tutoring import Tutoring
 from gpuserver.unified_server import calm_collector, create_app, uvicorn_config
 from tests.fakes import HashEmbeddings, OpenVAD, ScriptedASR

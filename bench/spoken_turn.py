@@ -6,7 +6,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -45,9 +45,9 @@ async def _ask(management: Management, clip: bytes) -> dict[str, float] | None:
     return {**done["timeline"], "seen": seen}
 
 
-async def measure(quick: bool) -> list[Figure]:
+async def measure(quick: bool, **settings: Any) -> list[Figure]:
     clips = [webm_opus(flite(question)) for question in _questions(3 if quick else 10)]
-    with server(*SERVE) as target:
+    with server(*SERVE, **settings) as target:
         async with Management(target.url) as management:
             turns = [await _ask(management, clip) for clip in clips]
     spoken = [turn for turn in turns if turn is not None]

@@ -58,7 +58,7 @@ install_profile() {
     install_packages "$venv" "${lists[@]}"
 }
 
-has_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
+has_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep '^GPU' >/dev/null; }
 
 # install_packages VENV FILE...: every package of the files, exactly as pinned.
 install_packages() {

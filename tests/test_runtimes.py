@@ -454,6 +454,48 @@ async def test_closing_breaks_off_a_long_download(house: House) -> None:
         assert house.script(key).closes == house.script(key).loads
 
 
+async def test_a_library_is_imported_off_the_event_loop(house: House) -> None:
+    importing: list[threading.Thread] = []
+
+    def find(key: RuntimeKey) -> Callable[[str, Place], Any]:
+        importing.append(threading.current_thread())
+        return house.find(key)
+
+    shared = Runtimes(Place(house.folder), find, machine=house)
+    await shared.acquire(house.model("a", 10))
+    assert threading.current_thread() not in importing
+    assert len(importing) == 1
+    await shared.close()
+
+
+async def test_a_load_is_waited_for_however_often_its_caller_is_cancelled(house: House) -> None:
+    shared = house.runtimes()
+    gate = threading.Event()
+    key = house.model("a", 10, gate=gate)
+    loading = asyncio.create_task(shared.acquire(key))
+    while not house.script(key).loads:
+        await asyncio.sleep(0.001)
+    for _ in range(3):
+        loading.cancel()
+        await asyncio.sleep(0.01)
+    assert not loading.done()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    assert house.taken(-1) == 0
+
+
+async def test_what_is_remembered_of_a_failed_load_holds_nothing_of_it(house: House) -> None:
+    shared = house.runtimes()
+    damaged = ProviderUnavailable(problem="It is damaged.", fix="fetch it again.")
+    with pytest.raises(ProviderUnavailable):
+        await shared.acquire(house.model("a", 10, fails=[damaged]))
+    (row,) = await shared.rows()
+    assert str(row.problem) == str(damaged)
+    assert row.problem is not None
+    assert row.problem.__traceback__ is None  # its frames would keep the model
+
+
 async def test_closing_waits_for_the_load_that_is_going_on(house: House) -> None:
     shared = house.runtimes()
     gate = threading.Event()

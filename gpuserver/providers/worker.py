@@ -149,6 +149,8 @@ class Worker:
         if self._pipe is not None and self._process is not None and self._process.is_alive():
             return self._pipe
         self._end()
+        if self._closed.is_set():  # no child for calls that still wait
+            raise EngineFailed(engine=self.engine)
         self._pipe, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(
             target=_serve, args=(theirs, *self._target), name=self.engine, daemon=True
@@ -173,7 +175,8 @@ class Worker:
         try:
             self._ready_pipe()
         except GpuServerError as error:
-            _logger.error("The %s worker can't be replaced: %s", self.engine, error)
+            if not self._closed.is_set():
+                _logger.error("The %s worker can't be replaced: %s", self.engine, error)
 
     def _answer_to(
         self,

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from gpuserver.errors import (
     GpuServerError,
@@ -26,42 +26,14 @@ from gpuserver.observability import get_logger
 from gpuserver.providers import LoadStage, Place, Runtime, RuntimeKey, Status
 from gpuserver.providers.table import find
 from gpuserver.runtimes.entry import Entry, Growth, OnStage, Row, runtime_id
-from gpuserver.runtimes.fitting import (
-    HOST,
-    LARGE,
-    Fit,
-    Need,
-    Usage,
-    need,
-    plan,
-    room,
-)
+from gpuserver.runtimes.finishing import finish_in_thread
+from gpuserver.runtimes.fitting import HOST, LARGE, Fit, Need, Usage, need, plan, room
 from gpuserver.runtimes.lessees import Lessees, Nobody
 
 log = get_logger(__name__)
-_T = TypeVar("_T")
 
 _REMEMBERED: Final = 16
 _PROBE_END_SECONDS: Final = 2.0
-
-
-async def finish_in_thread(
-    function: Callable[..., _T], *args: Any, stop: threading.Event | None = None
-) -> _T:
-    """Run a blocking function in a thread and wait for its end even when the caller is cancelled.
-
-    A thread can't be stopped; leaving it behind would let a half-made thing outlive its owner.
-    `stop` is set when nobody wants its result any more.
-    """
-    work = asyncio.get_running_loop().run_in_executor(None, function, *args)
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        if stop is not None:
-            stop.set()
-        await asyncio.wait([work])
-        work.exception()  # nobody is left to be told of it
-        raise
 
 
 class Runtimes:
@@ -261,8 +233,11 @@ class Runtimes:
                 await self._close(entry)
                 raise ShuttingDown
         except GpuServerError as error:
+            # Not the error itself: its traceback holds what was loaded, and its memory.
+            details: dict[str, Any] = error.details
+            problem = type(error)(**details)
             self._failed[key] = Row(
-                key, entry.name, "failed", None, None, error, entry.pinned, leases=0
+                key, entry.name, "failed", None, None, problem, entry.pinned, leases=0
             )
             while len(self._failed) > _REMEMBERED:
                 self._failed.popitem(last=False)
@@ -306,7 +281,9 @@ class Runtimes:
             gpu=None if where == (HOST,) else where[0],
         )
         entry.tell("loading", None)
-        runtime: Runtime = self._factory(entry.key)(entry.key.model, place)
+        # It may import a library, which takes seconds.
+        provider = await asyncio.to_thread(self._factory, entry.key)
+        runtime: Runtime = provider(entry.key.model, place)
         entry.stop = stop
         try:
             growth = await finish_in_thread(self._grow, runtime, where, stop=stop)

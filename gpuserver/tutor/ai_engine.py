@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -273,9 +273,19 @@ class Engines:
     async def _drop(self, tutor_id: int) -> None:
         entry = self._entries.pop(tutor_id)
         if entry.engine is not None:
-            for key in entry.engine.held:
-                await self._runtimes.release(key)
+            await self._release(entry.engine.held)
             log.info("engine dropped", tutor=tutor_id)
+
+    async def _release(self, keys: Iterable[RuntimeKey]) -> None:
+        """All of them, even when the caller is cancelled meanwhile."""
+        cancelled: asyncio.CancelledError | None = None
+        for key in keys:
+            try:
+                await self._runtimes.release(key)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
     async def _build(self, tutor: Tutor) -> AIEngine:
         keys = self._catalogue.runtime_keys(tutor)
@@ -292,8 +302,7 @@ class Engines:
             runtimes = {kind: held[key] for kind, key in keys.items()}
             vocabulary = await self._vocabulary(tutor, runtimes.get("asr"), runtimes.get("tts"))
         except BaseException as error:
-            for key in held:
-                await self._runtimes.release(key)
+            await self._release(held)
             if isinstance(error, BaseExceptionGroup):
                 raise known_cause(error) from error
             raise

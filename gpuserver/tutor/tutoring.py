@@ -16,8 +16,9 @@ from gpuserver.machine import Machine
 from gpuserver.metrics import Metrics
 from gpuserver.providers import Kind, Place, RuntimeKey
 from gpuserver.providers.table import find
+from gpuserver.runtimes.finishing import finish_in_thread
 from gpuserver.runtimes.probing import Prober
-from gpuserver.runtimes.runtimes import Runtimes, finish_in_thread
+from gpuserver.runtimes.runtimes import Runtimes
 from gpuserver.tutor.ai_engine import Engines
 from gpuserver.tutor.models import Models
 from gpuserver.tutor.tutors import Catalogue, Tutor

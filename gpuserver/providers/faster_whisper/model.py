@@ -95,7 +95,9 @@ class Whisper:
         """`gpu`: the one to use, None where none was chosen."""
         device = settings.device
         if device == "auto":
-            device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
+            # With PROFILE=cpu the libraries that a GPU needs are not installed.
+            on_gpu = settings.profile != "cpu" and ctranslate2.get_cuda_device_count()
+            device = "cuda" if on_gpu else "cpu"
         self.on_gpu = device == "cuda"
         whole = WhisperModel(
             str(folder),

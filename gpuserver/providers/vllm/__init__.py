@@ -77,8 +77,18 @@ class VllmLLM:
         """
         if self._asleep:
             return
-        began = time.monotonic()
         self._probing = True
+        try:
+            # Adapters may take long, which is no sign of a hung engine.
+            await self._ready()
+            await self._one_token()
+        except VLLMError as error:
+            raise self._failed(error) from None
+        finally:
+            self._probing = False
+
+    async def _one_token(self) -> None:
+        began = time.monotonic()
         try:
             async with asyncio.timeout(_PROBE_SECONDS):
                 async with aclosing(self._answer(_PROBE, began)) as deltas:
@@ -90,8 +100,6 @@ class VllmLLM:
             _logger.error("The chat engine hangs; it is started again.")
             await asyncio.to_thread(self._engine.kill)
             raise EngineFailed(engine="llm") from None
-        finally:
-            self._probing = False
 
     async def generate(self, request: Request) -> AsyncGenerator[Piece, None]:
         """Raises EngineFailed, EngineBusy, PromptTooLong.
@@ -128,7 +136,7 @@ class VllmLLM:
                 async for output in outputs:
                     words = output.outputs[0]
                     self._worked = time.monotonic()
-                    if not made:
+                    if not made and request is not _PROBE:  # for that no student waits
                         meter.first_token(self._worked - asked)
                     made += len(words.token_ids)
                     for delta in split(words.text, words.token_ids, output.finished):
@@ -198,6 +206,8 @@ class VllmLLM:
         except VLLMError:
             raise
         except Exception as error:  # of no type of its own when one of its processes reports it
+            if self._asleep:  # it can't wake up: only a new one helps
+                await asyncio.to_thread(self._engine.kill)
             raise self._failed(error) from error
         return llm
 
@@ -239,7 +249,7 @@ class VllmLLM:
             return
         try:
             asyncio.run_coroutine_threadsafe(self._sleep(), loop).result(_PREPARE_SECONDS)
-        except (TimeoutError, RuntimeError, VLLMError) as error:
+        except Exception as error:  # noqa: BLE001 - as in `_ready`; it must not end the supervisor
             _logger.warning("The chat engine did not fall asleep: %s", type(error).__name__)
             self._left = time.monotonic()
 

@@ -132,10 +132,11 @@ class Engine:
                     self._check_open()
                 return alive
             except ProviderUnavailable:
+                # One that failed half-way may hold the GPU's memory.
+                _kill(_newborn(self._before))
                 self._check_open()
                 raise
             finally:
-                _kill(_newborn(self._before) if self._closing.is_set() else ())
                 self._idle.set()
 
     def _check_open(self) -> None:
@@ -200,9 +201,17 @@ class Engine:
 
 
 def _alive(llm: AsyncLLM) -> _Alive:
+    """Raises ProviderUnavailable for one that has ended already."""
     main = llm.engine_core.resources.engine_manager.processes
-    processes = [psutil.Process(process.pid) for process in main]
-    children = [child for process in processes for child in process.children(recursive=True)]
+    try:
+        processes = [psutil.Process(process.pid) for process in main]
+        children = [child for process in processes for child in process.children(recursive=True)]
+    except psutil.NoSuchProcess as error:
+        llm.shutdown(timeout=0)
+        raise ProviderUnavailable(
+            problem="The chat engine ended as soon as it was loaded.",
+            fix="see the log for the reason; memory may be short.",
+        ) from error
     return _Alive(
         llm,
         (*processes, *children),
