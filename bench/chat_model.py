@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import orjson
 
-from bench.clients import Client, clients, connect
+from bench.clients import HELLO, Client, clients, connect
 from bench.common import Figure, Process, Server, main, server
 from gpuserver.client import Management
 
@@ -25,6 +25,8 @@ RATE: Final = 1000.0
 _TOKENS: Final = 250
 _TUTORS: Final = 8
 TURN_SECONDS: Final = 120.0
+_ONE_CORE: Final[dict[str, Any]] = {"vllm_cpu_omp_threads_bind": "0"}
+"""Of the CPU, for the engine's arithmetic: its threads would take the server's core too."""
 _AFTER_SECONDS: Final = 0.3
 _QUESTIONS: Final = ("What is a list?", "How do I add an item to it?", "What is a loop?")
 
@@ -80,7 +82,7 @@ class Bench:
 async def answers(asking: Sequence[Asker]) -> None:
     async with asyncio.timeout(TURN_SECONDS), asyncio.TaskGroup() as group:
         for client in asking:
-            group.create_task(client.turn("Hello!"))
+            group.create_task(client.turn(HELLO))
 
 
 async def _throughput(rounds: int, rate: float, **settings: Any) -> list[Figure]:
@@ -88,7 +90,8 @@ async def _throughput(rounds: int, rate: float, **settings: Any) -> list[Figure]
     figures, costs = [], []
     most = max(STUDENTS)
     answer = ("--rate", str(rate), "--tokens", str(_TOKENS))
-    with server("bench.chat_server", *answer, max_sessions=2 * most, **settings) as target:
+    given = {**_ONE_CORE, **settings, "max_sessions": 2 * most}
+    with server("bench.chat_server", *answer, **given) as target:
         async with Management(target.url, timeout=TURN_SECONDS) as management:
             bench = Bench(target, management)
             for students in STUDENTS:
@@ -119,7 +122,7 @@ async def _first_words(bench: Bench, rounds: int) -> list[Figure]:
     ours, alone = [], []
     for _ in range(rounds):
         client = await bench.session()
-        ours.append(await client.first_word("Hello!"))
+        ours.append(await client.first_word(HELLO))
         client.close()
         alone += await bench.direct(1, 5)
     return [
@@ -136,7 +139,7 @@ async def _tutors(bench: Bench, without_model: float) -> list[Figure]:
         """Seconds from asking for a session to the first word in it."""
         began = time.monotonic()
         client = await bench.session(tutor)
-        await client.first_word("Hello!")
+        await client.first_word(HELLO)
         client.close()
         return client.first - began
 
@@ -159,7 +162,7 @@ async def _cancels(bench: Bench, rounds: int) -> list[Figure]:
     after = []
     client = await bench.session()
     for _ in range(rounds):
-        client.ask("Hello!")
+        client.ask(HELLO)
         await client.warm.wait()
         sent = time.monotonic_ns()
         client.tell({"type": "interrupt"})
@@ -203,7 +206,7 @@ async def _death(bench: Bench) -> list[Figure]:
         if row["kind"] == "llm"
     )
     client = await bench.session()
-    client.ask("Hello!")
+    client.ask(HELLO)
     await client.warm.wait()
     killed = time.monotonic()
     os.kill(_engine_of(bench.target.process).pid, signal.SIGKILL)
@@ -213,7 +216,7 @@ async def _death(bench: Bench) -> list[Figure]:
     async with asyncio.timeout(TURN_SECONDS):
         while True:
             client.first = 0.0
-            await client.turn("Hello!")
+            await client.turn(HELLO)
             if b'"completed"' in client.last:
                 break
             await asyncio.sleep(0.1)
@@ -252,7 +255,9 @@ async def measure(quick: bool, rate: float = RATE, **settings: Any) -> list[Figu
         without_model = _memory(target.process)
     figures = await _throughput(rounds, rate, **settings)
     async with AsyncExitStack() as stack:
-        target = stack.enter_context(server("bench.chat_server", max_sessions=500, **settings))
+        target = stack.enter_context(
+            server("bench.chat_server", **{**_ONE_CORE, **settings, "max_sessions": 500})
+        )
         management = await stack.enter_async_context(Management(target.url, timeout=TURN_SECONDS))
         bench = Bench(target, management)
         figures += await _tutors(bench, without_model)

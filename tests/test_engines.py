@@ -160,6 +160,21 @@ async def test_idle_engines_beyond_the_limit_are_dropped_oldest_first(tutoring: 
     assert models in ({"", "m10", "m14"}, {"", "m13", "m14"})
 
 
+async def test_whoever_is_cancelled_while_an_engine_closes_keeps_none_of_its_models(
+    tutoring: Any,
+) -> None:
+    house = await tutoring(tutor_overrides=OTHER)
+    before = house.runtimes.loaded()
+    await house.engines.get_ai_engine(7)
+    assert house.runtimes.loaded() != before
+    removing = asyncio.create_task(house.engines.remove(7))
+    await asyncio.sleep(0)  # the first of them is being closed in a thread
+    removing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await removing
+    assert house.runtimes.loaded() == before
+
+
 async def test_a_failed_build_leaves_nothing_behind(tutoring: Any, cast: Cast) -> None:
     house = await tutoring(tutor_overrides=OTHER)
     loaded = house.runtimes.loaded()

@@ -16,21 +16,24 @@ import orjson
 import uvicorn
 from fastapi import FastAPI, Response
 
+from bench.clients import HELLO
 from bench.scripted import PERSONA
 from gpuserver import config, observability
 from gpuserver.config import Settings
-from gpuserver.providers import Message, Place, Request, RuntimeKey, Sampling
+from gpuserver.providers import Place, Request, RuntimeKey, Sampling
 from gpuserver.providers.table import find
 from gpuserver.providers.vllm import VllmLLM
 from gpuserver.providers.vllm.library import RequestOutputKind, SamplingParams
 from gpuserver.providers.vllm.prompt import render
+from gpuserver.tutor.prompts import messages
 from gpuserver.tutor.tutoring import Tutoring
 from gpuserver.unified_server import calm_collector, create_app, uvicorn_config
 from tests.engines import tiny_chat
 
 TUTORS: Final = 8
 _COURSE: Final = Path(config.__file__).parent / "courses" / "python"
-_HELLO: Final = (Message("system", "You are a tutor."), Message("user", "Hello!"))
+# What the product asks the model for the same question.
+_HELLO: Final = messages(PERSONA, (), (), HELLO, "en")
 
 
 class Spigot:
