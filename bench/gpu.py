@@ -50,11 +50,11 @@ SHAPES: Final[Mapping[str, Shape]] = {
 
 def model_of(shape: str) -> Path:
     """The folder of a model of random weights in a real one's shape, built once."""
-    return tiny_chat._cached(f"shape-{shape}", partial(_build, SHAPES[shape]))
+    return tiny_chat.cached(f"shape-{shape}", partial(_build, SHAPES[shape]))
 
 
 def _build(shape: Shape, folder: Path) -> None:
-    tokenizer = tiny_chat._tokenizer(folder)
+    tokenizer = tiny_chat.tokenizer_of(folder)
     torch.manual_seed(0)
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)

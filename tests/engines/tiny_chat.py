@@ -38,21 +38,21 @@ _TEMPLATE: Final = (
 
 def chat_model() -> Path:
     """The folder of a model of random weights: its answers are random words."""
-    return _cached("chat", _build_chat)
+    return cached("chat", _build_chat)
 
 
 def adapter(name: str) -> Path:
     """The folder of a LoRA adapter for `chat_model`; `name` is one of `SAYS`."""
     base = chat_model()
-    return _cached(f"adapter-{name}", lambda folder: _build_adapter(folder, base, SAYS[name]))
+    return cached(f"adapter-{name}", lambda folder: _build_adapter(folder, base, SAYS[name]))
 
 
 def thinking_model() -> Path:
     """The folder of a model that thinks `THOUGHT` and then says `TICKS` in turn, for ever."""
-    return _cached("thinking", _build_thinking)
+    return cached("thinking", _build_thinking)
 
 
-def _cached(name: str, build: Callable[[Path], None]) -> Path:
+def cached(name: str, build: Callable[[Path], None]) -> Path:
     """A folder that is built once for this file and these libraries."""
     parts = (Path(__file__).read_bytes(), torch.__version__.encode())
     digest = hashlib.sha256(b"\0".join((*parts, transformers.__version__.encode()))).hexdigest()
@@ -70,7 +70,7 @@ def _cached(name: str, build: Callable[[Path], None]) -> Path:
 
 def _build_chat(folder: Path) -> None:
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(_config(_tokenizer(folder)))
+    model = Qwen2ForCausalLM(_config(tokenizer_of(folder)))
     last = model.model.layers[-1].self_attn
     with torch.no_grad():
         model.model.norm.weight.fill_(4)
@@ -113,7 +113,7 @@ def _build_adapter(folder: Path, base: Path, word: str) -> None:
 def _build_thinking(folder: Path) -> None:
     """A model whose next word follows from its last alone: nothing else reaches the output."""
     torch.manual_seed(0)
-    tokenizer = _tokenizer(folder)
+    tokenizer = tokenizer_of(folder)
     model = Qwen2ForCausalLM(_config(tokenizer))
     chain = tokenizer.convert_tokens_to_ids(
         ["Ċ", "<think>", *THOUGHT, "</think>", *TICKS, TICKS[0]]
@@ -152,7 +152,7 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
     )
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer of the product's own courses, saved to a folder."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
