@@ -147,6 +147,13 @@ class ScriptedTutor:
         """What the page has reported of a turn's speech, in order."""
         return [m["heard_ms"] for m in self.all_of("playback") if m["turn_id"] == f"t{turn}"]
 
+    def wait_until_heard(self, turn: int, ms: float, within: float = 0) -> None:
+        """Until the page's last report of a turn's speech is so many milliseconds, or near it."""
+        deadline = time.monotonic() + 10
+        while not (heard := self.heard_ms(turn)) or abs(heard[-1] - ms) > within:
+            assert time.monotonic() < deadline, f"heard {heard}, not {ms}"
+            time.sleep(0.01)
+
     # The server
 
     def _keep(self, frame: str | bytes) -> None:
