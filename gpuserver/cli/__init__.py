@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -253,7 +254,8 @@ def _introduce(url: str, settings: config.Settings) -> None:
         runs = names(catalogue.runtime_keys(tutor)).items()
         listed = ", ".join(f"{kind} {name}" for kind, name in runs)
         out.print(f"  tutor {tutor.id} {tutor.name}: {listed}", markup=False)
-    out.print("  check it with .venv/bin/gpuserver check, stop it with ./stop.sh")
+    venv = Path(sys.prefix).name
+    out.print(f"  check it with {venv}/bin/gpuserver check, stop it with ./stop.sh")
 
 
 def _read(path: Path) -> bytes:
