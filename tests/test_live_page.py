@@ -183,6 +183,8 @@ def test_an_interruption_by_voice_throws_the_rest_away_and_greys_it(
     server.answer(2, "Yes?", 0.5)
     server.say("transcription", turn_id="t2", content="Wait, what?", confidence=0.8)
     server.done(2)
+    # It is listening already; that it still is, and no more was played, counts after the answer.
+    until(page, f"classroom.playedSamples >= {played + 0.5 * RATE}")
     page.wait_for_selector("html[data-activity=listening]")
     assert page.evaluate("classroom.playedSamples") == played + 0.5 * RATE
     server.wait_until_heard(2, 500)
