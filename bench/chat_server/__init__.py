@@ -23,8 +23,8 @@ from gpuserver.config import Settings
 from gpuserver.providers import Place, Request, RuntimeKey, Sampling
 from gpuserver.providers.table import find
 from gpuserver.providers.vllm import VllmLLM
-from gpuserver.providers.vllm.library import RequestOutputKind, SamplingParams
 from gpuserver.providers.vllm.prompt import render
+from gpuserver.providers.vllm.upstream import RequestOutputKind, SamplingParams
 from gpuserver.tutor.prompts import messages
 from gpuserver.tutor.tutoring import Tutoring
 from gpuserver.unified_server import calm_collector, create_app, uvicorn_config

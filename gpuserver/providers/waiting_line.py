@@ -6,11 +6,12 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Final
 
 from gpuserver.errors import EngineBusy
+from gpuserver.metrics import Meter
 from gpuserver.providers import Waiting
 
 _FIRST_GUESS: Final = 5.0
@@ -70,6 +71,29 @@ class WaitingLine:
             else:
                 self._next()
             raise
+
+    @asynccontextmanager
+    async def place(self, meter: Meter) -> AsyncIterator[AsyncGenerator[Waiting, None]]:
+        """The waits before the caller's turn, which lasts from their end to the block's.
+
+        `meter` is told how long they took. Raises EngineBusy in the block.
+        """
+        asked, entered = self._clock(), None
+
+        async def waits() -> AsyncGenerator[Waiting, None]:
+            nonlocal entered
+            async with aclosing(self.enter()) as line:
+                async for waiting in line:
+                    yield waiting
+            entered = self._clock()
+            meter.waited(entered - asked)
+
+        async with aclosing(waits()) as waiting:
+            try:
+                yield waiting
+            finally:
+                if entered is not None:
+                    self.leave(entered)
 
     def leave(self, entered: float) -> None:
         """The turn that began at `entered`, on the clock, is over."""

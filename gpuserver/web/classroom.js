@@ -6,7 +6,7 @@
  * or `offline`, and `window.classroom` tells what the page hears and shows (read only).
  */
 
-import { bindMarkup, has, language, preferredLanguage, recall, remember, say, setLanguage } from './i18n.js';
+import { bindMarkup, has, language, preferredLanguage, recall, remember, say, setLanguage, showOther } from './i18n.js';
 import { Player } from './player.js';
 import { Room } from './room.js';
 import { ApiError, createSession, endSession, engines, forget, givenSession, listTutors, readiness, sweepClosedTabs } from './session.js';
@@ -230,7 +230,7 @@ function wireHeader() {
   for (const type of ['pointerup', 'keydown']) document.addEventListener(type, () => player.prime());
   $('language').addEventListener('click', () => {
     setLanguage(language() === 'en' ? 'zh' : 'en', true);
-    showLanguage();
+    showOther($('language'));
   });
   $('mute').addEventListener('click', () => mute(!player.muted));
   $('change').addEventListener('click', async () => {
@@ -243,17 +243,8 @@ function wireHeader() {
   });
   // A school may open the same tab again with another session.
   addEventListener('hashchange', () => location.hash.includes('token=') && location.reload());
-  showLanguage();
+  showOther($('language'));
   mute(recall(MUTED) === 'yes');
-}
-
-/** The control names the other language in that language, for those who can't read this one. */
-function showLanguage() {
-  const control = $('language');
-  const other = language() === 'en' ? 'zh-CN' : 'en';
-  control.textContent = language() === 'en' ? '中文' : 'English';
-  control.lang = other;
-  say(control, 'page.language', {}, 'title');
 }
 
 function mute(muted) {

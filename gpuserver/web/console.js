@@ -1,7 +1,7 @@
 /** The console: asks the server how it is every two seconds while somebody looks, and shows it. */
 
 import './console-strings.js';
-import { bindMarkup, language, languageOf, preferredLanguage, say, setLanguage, t } from './i18n.js';
+import { bindMarkup, language, languageOf, preferredLanguage, say, setLanguage, showOther, t } from './i18n.js';
 import { LoadForm } from './console-load.js';
 import { showFacts, showMachine } from './console-machine.js';
 import { ModelTable } from './console-models.js';
@@ -137,11 +137,7 @@ async function act(what, model) {
 }
 
 function showLanguage() {
-  const control = $('language');
-  const other = language() === 'en' ? 'zh-CN' : 'en';
-  control.textContent = language() === 'en' ? '中文' : 'English';
-  control.lang = other;
-  say(control, 'page.language', {}, 'title');
+  showOther($('language'));
   document.title = t('console.title');
 }
 

@@ -57,6 +57,14 @@ export function setLanguage(to, chosen = false) {
   for (const element of document.querySelectorAll('[data-i18n]')) refresh(element);
 }
 
+/** A control that names the other language in that language, for those who can't read this one. */
+export function showOther(control) {
+  const other = current === 'en' ? 'zh-CN' : 'en';
+  control.textContent = current === 'en' ? '中文' : 'English';
+  control.lang = other;
+  say(control, 'page.language', {}, 'title');
+}
+
 /** Whether there is a sentence under this key. @param {string} key */
 export function has(key) {
   return key in STRINGS[current];

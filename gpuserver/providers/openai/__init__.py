@@ -126,17 +126,12 @@ class OpenAILLM:
         if not request.messages:
             return
         asked = time.monotonic()
-        async with aclosing(self._line.enter()) as line:
-            async for waiting in line:
+        async with self._line.place(self._place.meter) as waits:
+            async for waiting in waits:
                 yield waiting
-        entered = time.monotonic()
-        self._place.meter.waited(entered - asked)
-        try:
             async with aclosing(self._answer(request, asked)) as deltas:
                 async for delta in deltas:
                     yield delta
-        finally:
-            self._line.leave(entered)
 
     async def _answer(self, request: Request, asked: float) -> AsyncGenerator[Delta, None]:
         limit = _SHARE_OF_DEADLINE * self._settings.first_token_timeout_seconds

@@ -15,7 +15,10 @@ from gpuserver.errors import EngineFailed, ProviderUnavailable
 from gpuserver.providers import Delta, Message, Piece, Place, Request, Sampling, Status
 from gpuserver.providers.vllm.adapters import Adapters
 from gpuserver.providers.vllm.engine import Engine
-from gpuserver.providers.vllm.library import (
+from gpuserver.providers.vllm.loading import arguments, explained, sleeps
+from gpuserver.providers.vllm.prompt import length, render, try_template
+from gpuserver.providers.vllm.thoughts import Split, Thoughts, parser_class, unsplit
+from gpuserver.providers.vllm.upstream import (
     AsyncLLM,
     EngineDeadError,
     ReasoningParser,
@@ -24,9 +27,6 @@ from gpuserver.providers.vllm.library import (
     StructuredOutputsParams,
     VLLMError,
 )
-from gpuserver.providers.vllm.loading import arguments, explained, sleeps
-from gpuserver.providers.vllm.prompt import length, render, try_template
-from gpuserver.providers.vllm.thoughts import Split, Thoughts, parser_class, unsplit
 from gpuserver.providers.waiting_line import WaitingLine
 from gpuserver.providers.weights import folder
 
@@ -110,18 +110,16 @@ class VllmLLM:
         """
         asked = time.monotonic()
         self._engine.llm()
-        async with aclosing(self._line.enter()) as line:
-            async for waiting in line:
+        answer = self._answer(request if request.messages else _PROBE, asked)
+        async with self._line.place(self._place.meter) as waits:
+            async for waiting in waits:
                 yield waiting
-        entered = time.monotonic()
-        self._place.meter.waited(entered - asked)
-        try:
-            async with aclosing(self._answer(request if request.messages else _PROBE, asked)) as x:
-                async for delta in x:
-                    yield delta
-        finally:
-            self._left = time.monotonic()
-            self._line.leave(entered)
+            try:
+                async with aclosing(answer) as deltas:
+                    async for delta in deltas:
+                        yield delta
+            finally:
+                self._left = time.monotonic()
 
     async def _answer(self, request: Request, asked: float) -> AsyncGenerator[Delta, None]:
         """Stream one answer. What is in the loop is done for every token."""

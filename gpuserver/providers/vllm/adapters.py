@@ -11,7 +11,7 @@ from typing import Any, Final
 from safetensors import SafetensorError, safe_open
 
 from gpuserver.errors import ProviderUnavailable
-from gpuserver.providers.vllm.library import LoRARequest
+from gpuserver.providers.vllm.upstream import LoRARequest
 
 _CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = "adapter_model.safetensors"

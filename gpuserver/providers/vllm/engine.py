@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 import psutil
 
 from gpuserver.errors import EngineBusy, EngineFailed, ProviderUnavailable
-from gpuserver.providers.vllm.library import AsyncLLM, EngineDeadError
+from gpuserver.providers.vllm.upstream import AsyncLLM, EngineDeadError
 
 _logger = logging.getLogger(__name__)
 

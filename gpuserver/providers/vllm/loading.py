@@ -11,7 +11,7 @@ from gpuserver.config import Settings, set_for_libraries
 from gpuserver.errors import OutOfMemory, ProviderUnavailable
 from gpuserver.machine.memory import no_memory
 from gpuserver.providers.vllm.adapters import Adapters
-from gpuserver.providers.vllm.library import (
+from gpuserver.providers.vllm.upstream import (
     AsyncEngineArgs,
     LoggingConfig,
     StructuredOutputsConfig,

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from gpuserver.errors import PromptTooLong
 from gpuserver.providers import Message, Request
-from gpuserver.providers.vllm.library import AsyncLLM, ChatParams, TokenizeParams
+from gpuserver.providers.vllm.upstream import AsyncLLM, ChatParams, TokenizeParams
 
 _TEMPLATE: Final[Mapping[str, Any]] = {"add_generation_prompt": True, "tokenize": False}
 _CHAT: Final = ChatParams(chat_template_kwargs=dict(_TEMPLATE))

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpuserver.errors import ProviderUnavailable
 from gpuserver.providers import Delta
-from gpuserver.providers.vllm.library import ReasoningParser, ReasoningParserManager
+from gpuserver.providers.vllm.upstream import ReasoningParser, ReasoningParserManager
 
 
 def parser_class(name: str, tokenizer: Any) -> type[ReasoningParser] | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
 import pytest
 
-from gpuserver.config import Settings
 from gpuserver.errors import (
     EngineBusy,
     EngineFailed,
@@ -28,33 +26,14 @@ from tests.chat_server import (
     words,
 )
 from tests.fakes import Clock
-from tests.openai_runtime import (
+from tests.openai.runtime import (
     REQUEST,
     Notes,
     Use,
     ask,
     bystander,
     text,
-    using,
 )
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ChatServer]:
-    async with ChatServer().on() as server:
-        yield server
-    assert not server.scripts, "scripts are left over"
-
-
-@pytest.fixture
-def notes() -> Notes:
-    return Notes()
-
-
-@pytest.fixture
-def use(server: ChatServer, make_settings: Callable[..., Settings], notes: Notes) -> Use:
-    return using(server, make_settings, notes)
-
 
 # Trying again
 

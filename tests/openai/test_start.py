@@ -6,7 +6,7 @@ import asyncio
 import logging
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,34 +28,14 @@ from tests.chat_server import (
     listing,
     refusal,
 )
-from tests.openai_runtime import (
+from tests.openai.runtime import (
     ASKED,
     KEY,
     REQUEST,
-    Notes,
     Use,
     ask,
     text,
-    using,
 )
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ChatServer]:
-    async with ChatServer().on() as server:
-        yield server
-    assert not server.scripts, "scripts are left over"
-
-
-@pytest.fixture
-def notes() -> Notes:
-    return Notes()
-
-
-@pytest.fixture
-def use(server: ChatServer, make_settings: Callable[..., Settings], notes: Notes) -> Use:
-    return using(server, make_settings, notes)
-
 
 # Getting to know a server
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Final
 
 import pytest
 
-from gpuserver.config import Settings
 from gpuserver.errors import (
     EngineFailed,
     PromptTooLong,
@@ -24,7 +22,7 @@ from tests.chat_server import (
     usage,
     words,
 )
-from tests.openai_runtime import (
+from tests.openai.runtime import (
     ASKED,
     KEY,
     REQUEST,
@@ -34,30 +32,12 @@ from tests.openai_runtime import (
     bystander,
     text,
     thought,
-    using,
 )
 
 HISTORY: Final = tuple(
     Message("user" if n % 2 == 0 else "assistant", f"said {n}") for n in range(8)
 )
 TOO_LONG: Final = refusal(400, {"message": "This model's maximum context length is 9 tokens."})
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ChatServer]:
-    async with ChatServer().on() as server:
-        yield server
-    assert not server.scripts, "scripts are left over"
-
-
-@pytest.fixture
-def notes() -> Notes:
-    return Notes()
-
-
-@pytest.fixture
-def use(server: ChatServer, make_settings: Callable[..., Settings], notes: Notes) -> Use:
-    return using(server, make_settings, notes)
 
 
 # An answer

@@ -1,0 +1,1 @@
+"""Tests of the `openai` provider, against a real server on the loopback."""
