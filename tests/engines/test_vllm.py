@@ -102,6 +102,18 @@ async def test_a_closed_answer_is_stopped_in_the_engine(
     assert vllm.llm.status().running == 0
 
 
+async def test_an_answer_begins_token_by_token_and_goes_on_in_larger_pieces(
+    vllm: Vllm, adapters: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So long that even a slow machine makes several tokens in it.
+    monkeypatch.setattr("gpuserver.providers.vllm._MOST_BEAT", 0.5)
+    monkeypatch.setattr("gpuserver.providers.vllm._LEAST_BEAT", 0.5)
+    deltas = await pieces(vllm, asking(adapter=adapters["ada"], max_tokens=100))
+    assert said(deltas) == "Ada " * 100
+    assert deltas[:8] == [Delta("Ada ")] * 8
+    assert len(deltas) <= 60
+
+
 async def test_a_student_who_leaves_the_line_holds_up_nobody(
     vllm: Vllm, adapters: Mapping[str, Path]
 ) -> None:

@@ -38,6 +38,15 @@ _PREPARE_SECONDS: Final = 60.0
 """Longest wait for an engine that loads its adapters, falls asleep or wakes up."""
 _UNFINISHED: Final = frozenset({"abort", "error"})
 
+# On its way to a student a piece costs more than the token in it. So answers begin token by token,
+# for the voice waits for its first clause, and go on with what the engine makes from beat to beat:
+# in a full class a beat is longer, and all answers share it.
+_SINGLY: Final = 16
+"""Tokens at the beginning of an answer that are passed on as they come."""
+_BEAT_SECONDS: Final = 0.005
+"""For each answer at work."""
+_LEAST_BEAT, _MOST_BEAT = 0.02, 0.15
+
 
 class VllmLLM:
     """`LLM`, `Runtime` and `Watched`. Used from one event loop."""
@@ -141,11 +150,18 @@ class VllmLLM:
                         yield delta
                     if words.finish_reason in _UNFINISHED:
                         raise EngineFailed(engine="llm")
+                    if made > _SINGLY and not output.finished:
+                        await self._next_beat()
         except (VLLMError, ValueError, KeyError) as error:
             raise self._failed(error) from None
         finally:
             if output is not None:
                 meter.tokens(made, length(prompt), output.num_cached_tokens or 0)
+
+    async def _next_beat(self) -> None:
+        """Meanwhile the engine goes on, and vLLM puts together what it makes."""
+        beat = min(max(_LEAST_BEAT, _BEAT_SECONDS * self._line.running), _MOST_BEAT)
+        await asyncio.sleep(beat - self._worked % beat)
 
     def _outputs(
         self, llm: AsyncLLM, prompt: Any, room: int, request: Request
