@@ -174,6 +174,19 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: Seconds = 5
     """Time to finish what is running when the server is stopped."""
 
+    # Course material
+
+    max_upload_mb: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """Largest document, or zip of documents, in megabytes."""
+    max_documents: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    """Documents in one knowledge base."""
+    max_pages: Annotated[int, Field(ge=1, le=100_000)] = 5000
+    """Pages, or slides, of one document."""
+    indexing_seconds: Seconds = 600
+    """Reading one document may take this long."""
+    indexing_memory_mb: Annotated[int, Field(ge=256, le=1 << 16)] = 1024
+    """Memory of the process that reads a document."""
+
     # Speaking and being interrupted
 
     speech_lead_ms: Annotated[int, Field(ge=100, le=5000)] = 300
