@@ -8,7 +8,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from gpuserver.client import converse
-from gpuserver.errors import AudioInvalid, EngineFailed
+from gpuserver.errors import AudioInvalid, EngineBusy, PromptTooLong
 from gpuserver.microphone import Microphone
 from gpuserver.tutor.conversation import Exchange
 from tests.conftest import Serve
@@ -38,7 +38,7 @@ async def test_a_turn_that_failed_ahead_has_one_ending(serve: Serve) -> None:
     async with serve() as server, server.management() as management:
         ticket = await management.create_session()
         server.cast.asr.otherwise = "what is a list"
-        server.cast.llm.scripts.append([EngineFailed(engine="llm")])
+        server.cast.llm.scripts.append([PromptTooLong()])
         async with converse(ticket) as socket:
             await socket.receive()
             await say(socket, sound(1.0) + silence(1.0))
@@ -53,6 +53,26 @@ async def test_a_turn_that_failed_ahead_has_one_ending(serve: Serve) -> None:
             await socket.ping()
             replayed += await collect(socket, "pong")
     assert [m["turn_id"] for m in of("turn.done", replayed)] == ["t1", "t2"]
+
+
+async def test_an_answer_that_was_busy_ahead_is_tried_again_when_it_counts(serve: Serve) -> None:
+    async with serve() as server, server.management() as management:
+        server.cast.asr.otherwise = "what is a list"
+        server.cast.llm.scripts.append([EngineBusy(seconds=1)])
+        async with converse(await management.create_session()) as socket:
+            await socket.receive()
+            await say(socket, sound(1.0) + silence(0.4))
+            async with asyncio.timeout(3):
+                while not server.cast.llm.requests:
+                    await asyncio.sleep(0.01)
+            await say(socket, silence(1.0))
+            messages = await collect(socket, "turn.done")
+            await socket.text("next")
+            await collect(socket, "turn.done")
+    assert messages[-1]["status"] == "completed"
+    assert [len(of(kind, messages)) for kind in ("turn.started", "text", "error")] == [1, 1, 0]
+    told = [m.content for m in server.cast.llm.requests[-1].messages if m.role == "user"]
+    assert len(told) == 2, "the conversation has it once"
 
 
 async def test_a_report_of_more_than_was_sent_counts_for_what_was_sent(serve: Serve) -> None:

@@ -71,21 +71,19 @@ class _Sink:
         """The turn counts: what was held back goes out, in order."""
         self.turn_id = turn_id
         for event in self._held:
-            if isinstance(event, Ended):
-                self.ended = event
             self._listener.write(turn_id, event)
         self._held.clear()
         self._released.set()
 
     async def write(self, event: Event) -> None:
+        if isinstance(event, Ended):
+            self.ended = event
         if not self._released.is_set():
             if not isinstance(event, SpeechChunk | TextDone):
                 self._held.append(event)
                 return
             # So that a turn begun ahead gets no further than its first clause, and never ends.
             await self._released.wait()
-        if isinstance(event, Ended):
-            self.ended = event
         if isinstance(event, SpeechDone):
             # Held still, the answer may yet be interrupted.
             await self._playout.until_moving()
@@ -360,11 +358,13 @@ class Answering:
             log.exception("turn failed", session=self._session.id)
 
     def _take_ahead(self, transcript: Transcript | None) -> _Answer | None:
-        """The turn begun ahead, if it was begun on these very words."""
+        """The turn begun ahead, if it was begun on these very words and needs no other try."""
         ahead, self._ahead = self._ahead, None
         if ahead is None:
             return None
-        if transcript is not None and transcript.text == ahead.words:
+        ended = ahead.answer.sink.ended
+        again = ended is not None and ended.error is not None and ended.error.retryable
+        if transcript is not None and transcript.text == ahead.words and not again:
             return ahead.answer
         ahead.answer.task.cancel()
         return None

@@ -8,7 +8,8 @@ from typing import Final, Literal
 from gpuserver.errors import OutOfMemory
 
 _NO_MEMORY: Final = re.compile(
-    r"out of memory|no available memory|free memory|can't allocate memory|bad_alloc", re.IGNORECASE
+    r"out of memory|no available memory|free memory|can't allocate memory|bad_alloc|ALLOC_FAILED",
+    re.IGNORECASE,
 )
 """How the libraries' errors speak of memory; none has a type that all of them share."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,8 +60,8 @@ class Entry:
     problem: GpuServerError | None = None
     quiet_since: float = 0.0
     probe: asyncio.Task[None] | None = None
-    stop: threading.Event | None = None
-    """Ends the load that is going on."""
+    load: asyncio.Task[None] | None = None
+    """The one that is going on; cancelled, it is broken off."""
     _watchers: list[OnStage] = field(default_factory=list)
 
     @property

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -23,12 +21,13 @@ from gpuserver.machine.gpus import Gpu
 from gpuserver.machine.memory import memory_of, no_memory
 from gpuserver.metrics import Meter
 from gpuserver.observability import get_logger
-from gpuserver.providers import LoadStage, Place, Runtime, RuntimeKey, Status
+from gpuserver.providers import Place, RuntimeKey, Status
 from gpuserver.providers.table import find
-from gpuserver.runtimes.entry import Entry, Growth, OnStage, Row, runtime_id
+from gpuserver.runtimes.entry import Entry, OnStage, Row, runtime_id
 from gpuserver.runtimes.finishing import finish_in_thread
-from gpuserver.runtimes.fitting import HOST, LARGE, Fit, Need, Usage, need, plan, room
+from gpuserver.runtimes.fitting import LARGE, Fit, Need, Usage, need, plan, room
 from gpuserver.runtimes.lessees import Lessees, Nobody
+from gpuserver.runtimes.loading import Loader, end
 
 log = get_logger(__name__)
 
@@ -40,8 +39,9 @@ class Runtimes:
     """Loaded models by what they are (`RuntimeKey`), counted by lease.
 
     A model is loaded once under concurrency, in a thread; a failed load leaves nothing behind but
-    the reason. Small ones close with their last lease. Large ones, those pinned and those loaded
-    by hand stay until they are unloaded or, unless pinned, another one needs their memory.
+    the reason. One that has begun goes on without those who asked for it. Small ones close with
+    their last lease. Large ones, those pinned and those loaded by hand stay until they are unloaded
+    or, unless pinned, another one needs their memory.
     """
 
     def __init__(
@@ -51,14 +51,16 @@ class Runtimes:
         meter: Callable[[str], Meter] = lambda name: Meter(),
         machine: Machine | None = None,
         clock: Callable[[], float] = time.monotonic,
+        patience: float = 4.0,
     ) -> None:
-        """`meter` gives what counts the work of the runtime of a name."""
+        """`meter` gives what counts the work of the runtime of a name; `patience`: how many
+        seconds `close` waits for a load to break off."""
         self.lessees: Lessees = Nobody()
         self.machine = machine or ThisMachine()
-        self._place = place
-        self._factory = factory
-        self._meter = meter
+        self._settings = place.settings
+        self._loader = Loader(place, factory, meter, self.machine, clock)
         self._clock = clock
+        self._patience = patience
         self._entries: dict[RuntimeKey, Entry] = {}
         self._failed: OrderedDict[RuntimeKey, Row] = OrderedDict()
         self._names: dict[str, RuntimeKey] = {}
@@ -84,9 +86,7 @@ class Runtimes:
         try:
             if entry.runtime is None:
                 with entry.watched_by(watch):
-                    async with self._turn(entry):
-                        if entry.runtime is None:
-                            await self._load(entry)
+                    await self._until_loaded(entry)
         except BaseException:
             await self.release(key)
             raise
@@ -138,6 +138,11 @@ class Runtimes:
         entry = self._entries.get(key)
         if entry is None:
             return
+        if entry.load is not None and not entry.leases:
+            if not entry.load.cancelling():
+                # Cancelled again, it would be left behind, with its memory.
+                entry.load.cancel()
+            await asyncio.wait([entry.load])
         async with self._turn(entry):
             if not await self._close_unused(entry) and entry.leases:
                 raise ModelInUse(model=entry.name, users=entry.leases)
@@ -151,16 +156,13 @@ class Runtimes:
         entry.kept = True
 
     async def close(self) -> None:
-        """Close everything, after the load that is going on; nobody may hold a lease any more."""
+        """Close everything and break off what is being loaded; nobody may hold a lease any more."""
         self._closed = True
-        for entry in self._entries.values():
-            if entry.stop is not None:
-                entry.stop.set()
-        async with self._large:
-            for entry in list(self._entries.values()):
-                async with entry.lock:
-                    if entry.runtime is not None:
-                        await self._close(entry)
+        await self._break_off_loads()
+        for entry in list(self._entries.values()):
+            async with self._turn(entry):
+                if entry.runtime is not None:
+                    await self._close(entry)
         self._entries.clear()
         self._failed.clear()
 
@@ -181,7 +183,7 @@ class Runtimes:
 
     async def rows(self) -> list[Row]:
         """All that are loaded or being loaded, and the loads that failed last."""
-        entries = [e for e in self._entries.values() if e.leases or e.runtime is not None]
+        entries = [e for e in self._entries.values() if e.leases or e.load or e.runtime is not None]
         states = [(entry, entry.status()) for entry in entries]
         usages, _ = await asyncio.to_thread(self._measure, states)
         rows = []
@@ -194,7 +196,7 @@ class Runtimes:
 
     async def fit(self, key: RuntimeKey) -> Fit:
         """Whether it would fit, and what would be closed for it; one that is loaded does."""
-        settings = self._place.settings
+        settings = self._settings
         idle = [entry for entry in self.running() if self._evictable(entry) and entry.key != key]
         idle.sort(key=lambda entry: entry.used_at)
         states = [(entry, entry.status()) for entry in self.running()]
@@ -218,20 +220,45 @@ class Runtimes:
 
     # Loading
 
+    async def _until_loaded(self, entry: Entry) -> None:
+        while entry.runtime is None:
+            if self._closed:
+                raise ShuttingDown
+            load = entry.load or self._begin(entry)
+            # Whoever leaves meanwhile leaves the load to the others, and to those who come later.
+            await asyncio.wait([load])
+            if not load.cancelled() and (error := load.exception()) is not None:
+                raise error
+
+    def _begin(self, entry: Entry) -> asyncio.Task[None]:
+        """Begin to load it, for whoever waits; `close` waits for the task's end."""
+        entry.tell("fitting", None)
+        entry.load = load = asyncio.create_task(self._load_in_turn(entry))
+        load.add_done_callback(lambda _: self._loaded(entry, load))
+        return load
+
+    def _loaded(self, entry: Entry, load: asyncio.Task[None]) -> None:
+        entry.load = None
+        self._forget(entry)
+        if not load.cancelled() and (error := load.exception()) and not entry.leases:
+            log.error("runtime not loaded", model=entry.name, exc_info=error)
+
+    async def _load_in_turn(self, entry: Entry) -> None:
+        async with self._turn(entry):
+            if not entry.leases:
+                return  # they have left before it was its turn
+            await self._load(entry)
+            if not entry.kept:
+                await self._close_unused(entry)
+
     async def _load(self, entry: Entry) -> None:
-        if self._closed:
-            raise ShuttingDown
         key = entry.key
         self._failed.pop(key, None)
         try:
-            entry.tell("fitting", None)
             if entry.large:
                 await self._load_large(entry)
             else:
-                await self._start(entry)
-            if self._closed:
-                await self._close(entry)
-                raise ShuttingDown
+                await self._loader.load(entry)
         except GpuServerError as error:
             # Not the error itself: its traceback holds what was loaded, and its memory.
             details: dict[str, Any] = error.details
@@ -243,6 +270,15 @@ class Runtimes:
                 self._failed.popitem(last=False)
             raise
         log.info("runtime loaded", kind=key.kind, provider=key.provider, model=key.model)
+
+    async def _break_off_loads(self) -> None:
+        # What has not ended after a while is left behind.
+        for seconds in (self._patience, None):
+            loads = [entry.load for entry in self._entries.values() if entry.load is not None]
+            for load in loads:
+                load.cancel()
+            if loads:
+                await asyncio.wait(loads, timeout=seconds)
 
     async def _load_large(self, entry: Entry) -> None:
         fit = await self._make_room(entry.key)
@@ -256,59 +292,13 @@ class Runtimes:
     async def _fits(self, entry: Entry, fit: Fit) -> bool:
         """Load it where it was measured to fit; False if memory runs out nevertheless."""
         try:
-            await self._start(entry, fit.place)
+            await self._loader.load(entry, fit.place)
         except (GpuServerError, RuntimeError, MemoryError) as error:
             if not no_memory(error):
                 raise
             log.warning("out of memory", model=entry.name, reason=str(error))
             return False
         return True
-
-    async def _start(self, entry: Entry, where: tuple[int, ...] = (HOST,)) -> None:
-        loop, stop = asyncio.get_running_loop(), threading.Event()
-
-        def tell(stage: LoadStage, share: float | None) -> None:
-            # Where a load tells how it goes on is where it can be stopped: in a long download.
-            if stop.is_set():
-                raise ShuttingDown
-            loop.call_soon_threadsafe(entry.tell, stage, share)
-
-        place = replace(
-            self._place,
-            adapters=entry.key.adapters,
-            meter=self._meter(entry.name),
-            on_progress=tell,
-            gpu=None if where == (HOST,) else where[0],
-        )
-        entry.tell("loading", None)
-        # It may import a library, which takes seconds.
-        provider = await asyncio.to_thread(self._factory, entry.key)
-        runtime: Runtime = provider(entry.key.model, place)
-        entry.stop = stop
-        try:
-            growth = await finish_in_thread(self._grow, runtime, where, stop=stop)
-        except BaseException:
-            await finish_in_thread(runtime.close)
-            raise
-        finally:
-            entry.stop = None
-        entry.start(runtime, growth, self._clock())
-
-    def _grow(self, runtime: Runtime, where: tuple[int, ...]) -> Growth:
-        """Load it and see what that took. Blocking."""
-        began = self._clock()
-        before = self._in_use()
-        runtime.load()
-        after = self._in_use()
-        taken = {device: after[device] - before[device] for device in before.keys() & after}
-        memory = max(0, taken.pop(HOST))
-        on_gpus = {} if where == (HOST,) else {index: mb for index, mb in taken.items() if mb > 0}
-        return Growth(memory, on_gpus, self._clock() - began)
-
-    def _in_use(self) -> dict[int, int]:
-        """Megabytes of each GPU that anybody uses, and of the host that this process does."""
-        used = {gpu.index: gpu.total_mb - gpu.free_mb for gpu in self.machine.gpus()}
-        return {**used, HOST: self.machine.resident_mb((os.getpid(),))}
 
     # Closing
 
@@ -350,14 +340,14 @@ class Runtimes:
                 await asyncio.wait([probe], timeout=_PROBE_END_SECONDS)
         finally:
             try:
-                await finish_in_thread(runtime.close)
+                await finish_in_thread(end, entry, runtime)
             finally:
                 self._forget(entry)
         key = entry.key
         log.info("runtime closed", kind=key.kind, provider=key.provider, model=key.model)
 
     def _forget(self, entry: Entry) -> None:
-        unused = entry.runtime is None and entry.leases == 0
+        unused = entry.runtime is None and entry.load is None and entry.leases == 0
         if unused and self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
 

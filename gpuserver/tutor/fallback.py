@@ -51,13 +51,14 @@ class Chain:
     async def generate(self, request: Request) -> AsyncGenerator[Piece, None]:
         """Says first when a model answers in place of the tutor's own. Raises what the last raised,
         or the one that had begun."""
+        caller = object()
         for link in self._links:
             last = link is self._links[-1]
-            if not last and not link.hung.admits():
+            if not last and not link.hung.admits(caller):
                 continue
             said = False
             try:
-                async with aclosing(self._ask(link, request)) as pieces:
+                async with aclosing(self._ask(link, request, caller)) as pieces:
                     async for piece in pieces:
                         said = said or _is_word(piece)
                         yield piece
@@ -69,16 +70,18 @@ class Chain:
                     raise
                 log.warning("model can't answer", provider=link.provider, code=error.code)
             finally:
-                link.hung.left()
+                link.hung.left(caller)
 
-    async def _ask(self, link: _Link, request: Request) -> AsyncGenerator[Piece, None]:
+    async def _ask(
+        self, link: _Link, request: Request, caller: object
+    ) -> AsyncGenerator[Piece, None]:
         """The answer of one model. Raises EngineStalled when its time to begin is over."""
         own = told = link is self._links[0]
         # An adapter fits the tutor's own model only.
         asking = link.model.generate(request if own else replace(request, adapter=""))
         async with aclosing(asking) as pieces:
             piece: Piece | None = None
-            while piece := await self._next(link, pieces, isinstance(piece, Waiting)):
+            while piece := await self._next(link, pieces, isinstance(piece, Waiting), caller):
                 if not told and isinstance(piece, Delta):
                     told = True
                     yield Fallback(link.provider)
@@ -90,7 +93,7 @@ class Chain:
                 yield piece
 
     async def _next(
-        self, link: _Link, pieces: AsyncGenerator[Piece, None], in_line: bool
+        self, link: _Link, pieces: AsyncGenerator[Piece, None], in_line: bool, caller: object
     ) -> Piece | None:
         share: float | None = max(self._share, LINE_SECONDS) if in_line else self._share
         if link is self._links[-1]:
@@ -99,7 +102,7 @@ class Chain:
             async with asyncio.timeout(share):
                 return await anext(pieces, None)
         except TimeoutError:
-            link.hung.failed()
+            link.hung.failed(caller)
             raise EngineStalled(engine="llm", limit=f"{share:g}") from None
 
 

@@ -17,7 +17,7 @@ import pytest
 from TTS.tts.utils.text.phonemizers.espeak_wrapper import ESpeak
 
 from gpuserver.config import DEFAULTS, Settings
-from gpuserver.errors import ConfigurationError, EngineFailed, ProviderUnavailable
+from gpuserver.errors import ConfigurationError, EngineFailed, OutOfMemory, ProviderUnavailable
 from gpuserver.language import Language
 from gpuserver.metrics import Meter
 from gpuserver.providers import Place, Speech, Viseme, WordTime
@@ -332,6 +332,21 @@ def test_a_damaged_folder_is_told_in_a_sentence(harm: Any, says: str, tmp_path: 
     with pytest.raises(ProviderUnavailable, match=says):
         CoquiEngine(folder, "cpu", lambda: None)
     assert not (Path.cwd() / "hacked").exists()
+
+
+def test_memory_that_is_short_at_the_first_words_is_told_with_the_fix(tmp_path: Path) -> None:
+    folder = copied(tiny_coqui.vits(), tmp_path / "voice")
+    config = (folder / "config.json").read_text()
+    # So slow that one word is longer than any memory.
+    (folder / "config.json").write_text(
+        config.replace('"length_scale": 3.0', '"length_scale": 1e15')
+    )
+    tts = CoquiTTS(str(folder), Place(tmp_path))
+    try:
+        with pytest.raises(OutOfMemory, match="ran out of CPU memory.*Fix: unload a model"):
+            tts.load()
+    finally:
+        tts.close()
 
 
 @pytest.mark.parametrize(("missing", "says"), [("vocab.json", "vocab.json"), ("*.wav", "no voice")])

@@ -13,7 +13,6 @@ from gpuserver.errors import (
     EngineStalled,
 )
 from gpuserver.providers import Delta, Waiting
-from gpuserver.providers.circuit_breaker import CircuitBreaker
 from gpuserver.providers.waiting_line import WaitingLine
 from tests.chat_server import (
     DONE,
@@ -141,30 +140,18 @@ async def test_a_probe_finds_out_and_asks_for_no_token(server: ChatServer, use: 
         assert text(await ask(llm)) == "Hello."
 
 
-def test_the_pause_of_a_breaker_grows_and_one_trial_is_let_in() -> None:
-    clock = Clock()
-    breaker = CircuitBreaker(2, 1.0, 3.0, clock)
-    breaker.failed()
-    breaker.succeeded()
-    breaker.failed()
-    assert breaker.admits()
-    for pause in (1.0, 2.0, 3.0, 3.0):
-        breaker.failed()
-        breaker.failed()  # one that was under way
-        assert not breaker.admits()
-        clock.now += pause - 0.1
-        assert not breaker.admits()
-        clock.now += 0.2
-        assert breaker.admits()
-        assert not breaker.admits()
-    breaker.left()
-    assert breaker.admits()
-    breaker.succeeded()
-    assert all(breaker.admits() for _ in range(5))
-    breaker.open()
-    assert not breaker.admits()
-    clock.now += 1.1
-    assert breaker.admits(), "the pause is the first one again"
+@pytest.mark.slow
+async def test_a_trial_that_has_to_ask_otherwise_is_still_the_trial(
+    server: ChatServer, use: Use
+) -> None:
+    async with use() as llm:
+        server.scripts += [SLAMMED] * 3
+        with pytest.raises(EngineFailed):
+            await ask(llm)
+        await asyncio.sleep(1.05)
+        server.scripts.append(refusal(400, "'stream_options' is unknown"))
+        assert text(await ask(llm)) == "Hello."
+        assert llm.status().state == "ready"
 
 
 # Hanging, and going away

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gpuserver.errors import ConfigurationError, EngineFailed, ProviderUnavailable
+from gpuserver.errors import ConfigurationError, EngineFailed, OutOfMemory, ProviderUnavailable
 from gpuserver.language import Language
 from gpuserver.observability import get_logger
 from gpuserver.providers import Place, Speech, Status, weights
@@ -66,6 +66,8 @@ class CoquiTTS:
         try:
             asyncio.run(self._introduce(folder))
         except EngineFailed as error:
+            if isinstance(error.__cause__, OutOfMemory):
+                raise error.__cause__ from None
             raise ProviderUnavailable(
                 problem=f"The voice in {folder} was loaded but can't speak.",
                 fix="see the log above for the reason, or choose another voice.",
@@ -142,6 +144,10 @@ class CoquiTTS:
         except EngineFailed:
             meter.failed()
             raise
+        except OutOfMemory as error:  # the voice is loaded: for a student it fails at this clause
+            meter.failed()
+            log.error("out of memory", model=self._model)
+            raise EngineFailed(engine="coqui") from error
         except ConfigurationError as error:
             log.error("a tutor's voice can't be used", reason=str(error))
             raise

@@ -16,6 +16,7 @@ from TTS.config import load_config
 
 from gpuserver.errors import GpuServerError, OutOfMemory, ProviderUnavailable
 from gpuserver.language import Language
+from gpuserver.machine.memory import memory_of, no_memory
 from gpuserver.providers import Speech
 from gpuserver.providers.coqui.files import checkpoint as weights_of
 from gpuserver.providers.worker import Checkpoint
@@ -66,12 +67,10 @@ class CoquiEngine:
         # One core is left to the server: threads without a core spin, and speech takes six times
         # as long.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
-        self._device = _device(device)
+        self._folder, self._device = folder, _device(device)
         try:
             self._config = _config(folder)
             self._voice = self._load(folder, checkpoint)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(model=str(folder), device="GPU") from error
         except ImportError as error:
             raise ProviderUnavailable(
                 problem=f"The voice in {folder} lacks a library: {error}.",
@@ -82,6 +81,8 @@ class CoquiEngine:
         # Of a file cut short, of one of another model, of pickled code, which is never run: the
         # tokenizers library raises nothing narrower.
         except Exception as error:
+            if no_memory(error):
+                raise self._out_of_memory() from error
             raise ProviderUnavailable(
                 problem=f"The voice in {folder} can't be loaded: its files are damaged or belong "
                 f"to different models ({type(error).__name__}).",
@@ -94,18 +95,24 @@ class CoquiEngine:
         return Card(model, self._device, voice.sample_rate, voice.default, voice.limits)
 
     def speak(self, text: str, language: Language, voice: str, speed: float) -> Iterator[Made]:
-        """Raises ConfigurationError for a voice that does not exist."""
+        """Raises OutOfMemory, and ConfigurationError for a voice that does not exist."""
         since = time.monotonic()
         try:
             for speech in self._voice.speak(text, language, voice, speed):
                 yield Made(speech, time.monotonic() - since)
                 since = time.monotonic()
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()  # the next clause may be shorter
+        except (RuntimeError, MemoryError) as error:
+            if no_memory(error):
+                torch.cuda.empty_cache()  # the next clause may be shorter
+                raise self._out_of_memory() from error
+            if isinstance(error, torch.AcceleratorError):
+                # No later work on the GPU can succeed in this process: a new one takes its place.
+                sys.exit(f"The GPU failed: {type(error).__name__}.")
             raise
-        except torch.AcceleratorError as error:
-            # No later work on the GPU can succeed in this process: a new one takes its place.
-            sys.exit(f"The GPU failed: {type(error).__name__}.")
+
+    def _out_of_memory(self) -> OutOfMemory:
+        device = memory_of("cpu" if self._device == "cpu" else "cuda")
+        return OutOfMemory(model=str(self._folder), device=device)
 
     def _load(self, folder: Path, checkpoint: Checkpoint) -> Voice:
         model = str(self._config.model).lower()

@@ -106,15 +106,15 @@ class OpenAILLM:
 
         It is also the trial of a server that was given up. Raises EngineFailed.
         """
-        given_up = self._breaker.is_open
-        if not self._breaker.admits():
+        given_up, caller = self._breaker.is_open, object()
+        if not self._breaker.admits(caller):
             raise EngineFailed(engine="llm")
         try:
             self._listed = await list_models(self._http())
         except (httpx2.TransportError, TimeoutError, Unreadable, Refusal) as error:
-            raise self._failed(error) from None
+            raise self._failed(error, caller) from None
         finally:
-            self._breaker.left()
+            self._breaker.left(caller)
         if given_up:
             self._breaker.succeeded()
 
@@ -134,11 +134,12 @@ class OpenAILLM:
                     yield delta
 
     async def _answer(self, request: Request, asked: float) -> AsyncGenerator[Delta, None]:
+        caller = object()
         limit = _SHARE_OF_DEADLINE * self._settings.first_token_timeout_seconds
         try:
             due = asyncio.get_running_loop().time() + limit
             async with asyncio.timeout_at(due):
-                response = await self._open(request)
+                response = await self._open(request, caller)
             async with aclosing(self._read(response, due)) as deltas:
                 async for delta in deltas:
                     if asked:
@@ -147,19 +148,18 @@ class OpenAILLM:
                         asked = 0.0
                     yield delta
         except TimeoutError as error:
-            self._failed(error)
+            self._failed(error, caller)
             seconds = limit if asked else self._settings.token_timeout_seconds
             raise EngineStalled(engine="llm", limit=f"{seconds:g}") from None
         except Refusal as refusal:
             if refusal.too_long:
                 self._breaker.succeeded()
                 raise PromptTooLong from None
-            raise self._failed(refusal) from None
+            raise self._failed(refusal, caller) from None
         except (httpx2.HTTPError, httpx2.StreamError, Unreadable) as error:
-            raise self._failed(error) from None
-        except (asyncio.CancelledError, GeneratorExit):
-            self._breaker.left()
-            raise
+            raise self._failed(error, caller) from None
+        finally:
+            self._breaker.left(caller)
 
     async def _read(self, response: httpx2.Response, due: float) -> AsyncGenerator[Delta, None]:
         """The answer in an open response, which is closed at the end, whatever happens."""
@@ -186,7 +186,7 @@ class OpenAILLM:
             self._place.meter.tokens(*reply.tokens())
             await response.aclose()
 
-    async def _open(self, request: Request) -> httpx2.Response:
+    async def _open(self, request: Request, caller: object) -> httpx2.Response:
         """Ask, again if need be, until the server begins to answer."""
         # An adapter is a model of its own on servers that have it.
         model = self._served(PurePath(request.adapter).name) or self._served(self._model)
@@ -194,23 +194,25 @@ class OpenAILLM:
         left_out = set(self._left_out)
         pauses = iter(_PAUSES)
         while True:
-            if not self._breaker.admits():
+            if not self._breaker.admits(caller):
                 raise EngineFailed(engine="llm")
             try:
                 body["model"] = body["model"] or await self._first_model()
                 response = await self._post(body)
             except Refusal as refusal:
                 if not asking.adapt(body, refusal, left_out):
-                    await self._wait(refusal, next(pauses, None))
+                    await self._wait(refusal, next(pauses, None), caller)
             except httpx2.TimeoutException:
                 raise
             except httpx2.TransportError as error:
-                await self._wait(error, next(pauses, None))
+                await self._wait(error, next(pauses, None), caller)
             else:
                 self._left_out = frozenset(left_out)
                 return response
 
-    async def _wait(self, error: Refusal | httpx2.TransportError, pause: float | None) -> None:
+    async def _wait(
+        self, error: Refusal | httpx2.TransportError, pause: float | None, caller: object
+    ) -> None:
         """Until the next try. Raises EngineBusy, or the error itself, where there is none."""
         wanted = 0
         if isinstance(error, Refusal):
@@ -225,7 +227,7 @@ class OpenAILLM:
         elif pause is None:
             raise error
         else:
-            self._failed(error)
+            self._failed(error, caller)
         await asyncio.sleep(max(pause, wanted))
 
     async def _post(self, body: Mapping[str, Any]) -> httpx2.Response:
@@ -272,7 +274,7 @@ class OpenAILLM:
         self._breaker.open()
         log.warning("chat server can't be reached yet", status=status)
 
-    def _failed(self, error: Exception) -> EngineFailed:
+    def _failed(self, error: Exception, caller: object) -> EngineFailed:
         """Note a failure, and give what the student is told of it."""
         status, code = 0, ""
         if isinstance(error, Refusal):
@@ -287,7 +289,7 @@ class OpenAILLM:
             # It is there: this one request is what it does not take.
             self._breaker.succeeded()
         else:
-            self._breaker.failed()
+            self._breaker.failed(caller)
         return EngineFailed(engine="llm")
 
     def _http(self) -> httpx2.AsyncClient:

@@ -34,6 +34,8 @@ _logger = logging.getLogger(__name__)
 
 _PROBE: Final = Request((Message("user", "1"),), "1", (), "en", Sampling(max_tokens=1))
 _PROBE_SECONDS: Final = 10.0
+_SHARE_OF_DEADLINE: Final = 0.8
+"""Of the time that a student would wait: after all of it, whoever probes has gone."""
 _PREPARE_SECONDS: Final = 60.0
 """Longest wait for an engine that loads its adapters, falls asleep or wakes up."""
 _UNFINISHED: Final = frozenset({"abort", "error"})
@@ -98,8 +100,9 @@ class VllmLLM:
 
     async def _one_token(self) -> None:
         began = time.monotonic()
+        patience = _SHARE_OF_DEADLINE * self._settings.first_token_timeout_seconds
         try:
-            async with asyncio.timeout(_PROBE_SECONDS):
+            async with asyncio.timeout(min(_PROBE_SECONDS, patience)):
                 async with aclosing(self._answer(_PROBE, began)) as deltas:
                     async for _ in deltas:
                         pass

@@ -82,19 +82,21 @@ class Engine:
     def llm(self) -> AsyncLLM:
         """The engine, for requests on the running event loop.
 
-        Raises EngineBusy while it is built again, so that another model can answer meanwhile, and
-        EngineFailed when it is closed.
+        Raises EngineBusy from its death until it is built again, so that another model can answer
+        meanwhile, and EngineFailed when it is closed.
         """
         if self._closing.is_set() or not self._thread.ident:
             raise EngineFailed(engine="llm")
-        if (alive := self._alive) is None:
+        alive = self._alive
+        if alive is None or alive.llm.errored:
             raise EngineBusy(seconds=self._seconds_left())
         self.loop = asyncio.get_running_loop()
         return alive.llm
 
     @property
     def state(self) -> Literal["ready", "restarting"]:
-        return "ready" if self._alive is not None else "restarting"
+        alive = self._alive
+        return "restarting" if alive is None or alive.llm.errored else "ready"
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -197,7 +199,9 @@ class Engine:
 
     def _seconds_left(self) -> int:
         """About how long until the engine is there again."""
-        return max(1, math.ceil(self._load_seconds - (time.monotonic() - self._began)))
+        noticed = self._alive is None
+        gone = time.monotonic() - self._began if noticed else 0.0
+        return max(1, math.ceil(self._load_seconds - gone))
 
 
 def _alive(llm: AsyncLLM) -> _Alive:
