@@ -11,10 +11,13 @@ class KnowledgeBaseIdInvalid(GpuServerError):
     code = "knowledge_base_id_invalid"
     status = 422
     en = (
-        "A knowledge base's id has 1 to 64 of the characters A-Z a-z 0-9 _ . - and begins with "
-        "a letter or a digit."
+        "A knowledge base's id has 1 to 64 of the characters A-Z a-z 0-9 _ . -, begins with a "
+        "letter or a digit and does not end with a dot; 'events' and 'import' are taken."
     )
-    zh = "知识库编号由 1 到 64 个字符组成，只能用 A-Z a-z 0-9 _ . -，并以字母或数字开头。"
+    zh = (
+        "知识库编号由 1 到 64 个字符组成，只能用 A-Z a-z 0-9 _ . -，以字母或数字开头，"
+        "不以句点结尾；events 和 import 不可用。"
+    )
 
 
 class KnowledgeBaseExists(GpuServerError):
@@ -148,3 +151,12 @@ class DiskFull(GpuServerError):
     retryable = True
     en = "The server's disk is full; free some space and try again. Nothing was changed."
     zh = "服务器磁盘已满，请腾出空间后重试。没有任何改动。"
+
+
+class QuestionsInvalid(GpuServerError):
+    """A file of questions for an evaluation that can't be used."""
+
+    code = "questions_invalid"
+    status = 422
+    en = "Line {line} of the questions can't be used: {problem}."
+    zh = "问题文件第 {line} 行无法使用：{problem}。"
