@@ -18,6 +18,7 @@ from bench import (
     microphones,
     overhead,
     readmission,
+    retrieval,
     spoken_turn,
     start_up,
 )
@@ -31,6 +32,7 @@ BENCHMARKS: Final[Mapping[str, common.Measure]] = {
     "growth": growth.measure,
     "memory": memory.measure,
     "readmission": readmission.measure,
+    "retrieval": retrieval.measure,
     "spoken_turn": spoken_turn.measure,
     "start_up": start_up.measure,
     "leases": leases.measure,

@@ -98,5 +98,5 @@ def _quieten() -> None:
         logger.handlers.clear()
         logger.propagate = True
     # These repeat what our own events say; at DEBUG some log every frame, pupils' words included.
-    for name in ("websockets", "uvicorn.error", "uvicorn.access", "bm25s", "httpx2"):
+    for name in ("websockets", "uvicorn.error", "uvicorn.access", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)

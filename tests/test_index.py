@@ -2,6 +2,7 @@
 
 import json
 import logging
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -166,6 +167,20 @@ def test_vectors_of_another_dimension_are_made_again(path: Path, clock: Clock) -
     wider = SlowEmbeddings(clock)
     wider.dimension = 16
     assert VectorStore(path, wider, clock).vectors(TEXTS, quiet).shape == (200, 16)
+
+
+def test_what_a_kill_left_half_written_goes_at_the_next_start(tmp_path: Path, clock: Clock) -> None:
+    passages = [Passage("id", "kb", "Chapter", "Lists", "A list keeps values.", "en")]
+    Index.build(passages, SlowEmbeddings(clock), tmp_path, quiet)
+    (kept,) = (tmp_path / "vectors").iterdir()
+    foreign = tmp_path / "vectors" / ".notes.vectors.txt"
+    foreign.write_text("mine")
+    for name in (kept.name, "old-course-en-0123abcd.vectors"):
+        (tmp_path / "vectors" / f".{name}.{uuid.uuid4().hex}").write_bytes(b"half")
+    again = SlowEmbeddings(clock)
+    Index.build(passages, again, tmp_path, quiet)
+    assert set((tmp_path / "vectors").iterdir()) == {kept, foreign}
+    assert again.texts == []
 
 
 def test_files_stay_in_their_folder_and_apart(tmp_path: Path) -> None:

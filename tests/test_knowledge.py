@@ -2,47 +2,23 @@
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from gpuserver.errors import ConfigurationError
 from gpuserver.knowledge import course, vocabulary
+from gpuserver.knowledge.course_base import CourseBase
 from gpuserver.knowledge.index import Index
-from gpuserver.knowledge.knowledge_bases import KnowledgeBases
-from gpuserver.language import Language, keywords
-from gpuserver.providers import Passage, Scale
+from gpuserver.knowledge.library import Library
+from gpuserver.knowledge.vocabularies import MOST_PASSAGES, Vocabularies
+from gpuserver.language import Language
+from gpuserver.providers import Passage
+from tests.knowledge_fakes import SHIPPED, WordEmbeddings, quiet
 
-SHIPPED = Path(__file__).resolve().parent.parent / "gpuserver" / "courses" / "python"
 CHAPTER = "# Loops\n\n## The while loop\n\nA `while` loop repeats code.\n\n```python\n# note\n```\n"
-
-
-class WordEmbeddings:
-    """Texts with words in common are near: each keyword has its own direction."""
-
-    languages: frozenset[str] = frozenset({"en"})
-    dimension = 64
-    scale: Mapping[Language, Scale] = {}
-
-    def __init__(self, name: str = "words") -> None:
-        self.name = name
-        self.texts: list[str] = []
-
-    def embed(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
-        self.texts.extend(texts)
-        vectors = np.zeros((len(texts), self.dimension), np.float32)
-        for row, text in enumerate(texts):
-            for word in keywords(text) or ["?"]:
-                vectors[row, sum(word.encode()) % self.dimension] += 1
-        unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        return unit
-
-
-def quiet(done: int, total: int) -> None:
-    assert 0 <= done <= total
 
 
 def passage(heading: str, text: str, language: Language = "en", kb_id: str = "kb") -> Passage:
@@ -297,12 +273,12 @@ def test_threads_may_search_at_once(index: Index) -> None:
 def test_a_malformed_course_stops_the_build(tmp_path: Path) -> None:
     folders = {"good": SHIPPED, "bad": write(tmp_path / "bad", b"text")}
     with pytest.raises(ConfigurationError, match="belongs to no passage"):
-        KnowledgeBases.build(folders, WordEmbeddings(), tmp_path, quiet)
+        Library.open(folders, WordEmbeddings(), tmp_path, quiet)
 
 
 def test_knowledge_bases(tmp_path: Path) -> None:
     root = write(tmp_path / "course", CHAPTER.encode())
-    bases = KnowledgeBases.build({"a": root, "b": SHIPPED}, WordEmbeddings(), tmp_path, quiet)
+    bases = Library.open({"a": root, "b": SHIPPED}, WordEmbeddings(), tmp_path, quiet)
     assert bases.known("a")
     assert not bases.known("c")
     (found,) = bases.search("while loop", "en", ["a", "c"])
@@ -311,6 +287,22 @@ def test_knowledge_bases(tmp_path: Path) -> None:
     assert bases.vocabulary(["a"]) is small
     assert len(bases.vocabulary(["a", "b"]).words) > len(small.words)
     assert "hello" in bases.vocabulary([]).words
+
+
+def test_of_a_large_base_a_recogniser_gets_what_it_can_hold(tmp_path: Path) -> None:
+    text = "# Words\n\n" + "".join(f"## {_spelt(n)}\n\nA thing.\n\n" for n in range(6000))
+    large = write(tmp_path / "large", text.encode())
+    small = write(tmp_path / "small", CHAPTER.encode())
+    bases = [CourseBase("large", large, 1), CourseBase("small", small, 2)]
+    words = set(Vocabularies().of(bases).words)
+    assert "repeats" in words
+    kept = [n for n in range(6000) if _spelt(n) in words]
+    assert 2900 < len(kept) <= MOST_PASSAGES
+    assert max(after - n for n, after in pairwise([0, *kept, 6000])) < 10
+
+
+def _spelt(number: int) -> str:
+    return "zq" + "".join("abcdefghij"[int(digit)] for digit in str(number))
 
 
 # Vocabulary
@@ -342,11 +334,11 @@ def test_a_course_may_say_how_its_words_are_read(tmp_path: Path) -> None:
     (tmp_path / "en" / "a.md").write_text("# A\n\n## Tuples\n\nA tuple is fixed.\n", "utf-8")
     readings = tmp_path / "readings.txt"
     readings.write_text("# remark\n\nTuple tˈuːpəl tˈʌpəl  # both\n", "utf-8")
-    bases = KnowledgeBases.build({"a": tmp_path}, WordEmbeddings(), tmp_path / "cache", quiet)
+    bases = Library.open({"a": tmp_path}, WordEmbeddings(), tmp_path / "cache", quiet)
     assert bases.vocabulary(["a"]).readings == {"tuple": ("tˈuːpəl", "tˈʌpəl")}
     readings.write_text("tuple\n", "utf-8")
     with pytest.raises(ConfigurationError, match="line 1: 'tuple' has no reading"):
-        KnowledgeBases.build({"a": tmp_path}, WordEmbeddings(), tmp_path / "cache", quiet)
+        Library.open({"a": tmp_path}, WordEmbeddings(), tmp_path / "cache", quiet)
 
 
 def test_numbers_in_words() -> None:

@@ -27,6 +27,7 @@ from gpuserver.providers.vllm.prompt import render
 from gpuserver.providers.vllm.upstream import RequestOutputKind, SamplingParams
 from gpuserver.tutor.prompts import messages
 from gpuserver.tutor.tutoring import Tutoring
+from gpuserver.tutor.tutors import Tutor
 from gpuserver.unified_server import calm_collector, create_app, uvicorn_config
 from tests.engines import tiny_chat
 
@@ -34,7 +35,7 @@ TUTORS: Final = 8
 _SAVED_SECONDS: Final = 0.25
 _COURSE: Final = Path(config.__file__).parent / "courses" / "python"
 # What the product asks the model for the same question.
-_HELLO: Final = messages(PERSONA, (), (), HELLO, "en")
+_HELLO: Final = messages(Tutor(id=1, name="T1", persona=PERSONA), (), (), HELLO, "en")
 
 
 class Spigot:

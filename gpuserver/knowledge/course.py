@@ -28,14 +28,18 @@ class KnowledgeBase:
     passages: tuple[Passage, ...]
     readings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Words that people say in more ways than one, and how, in IPA."""
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """Of each document, by the id that its passages have."""
 
 
 def load(kb_id: str, root: Path) -> KnowledgeBase:
     """Read a course folder. Blocking. Raises ConfigurationError, naming the file and the line."""
     passages: list[Passage] = []
+    files: dict[str, Path] = {}
     for language in LANGUAGES:
         for path in _files(root / language):
             passages.extend(_read(kb_id, language, path))
+            files[passages[-1].document_id] = path
     if not passages:
         raise ConfigurationError(
             problem=f"There is no course material in {root}.",
@@ -44,7 +48,7 @@ def load(kb_id: str, root: Path) -> KnowledgeBase:
         )
     title = re.sub(r"[-_]+", " ", root.name).strip()
     title = title[:1].upper() + title[1:]
-    return KnowledgeBase(kb_id, title, tuple(passages), _readings(root / READINGS_FILE))
+    return KnowledgeBase(kb_id, title, tuple(passages), _readings(root / READINGS_FILE), files)
 
 
 def _readings(path: Path) -> dict[str, tuple[str, ...]]:
@@ -135,7 +139,8 @@ def _passages(
     if not sections:
         raise _malformed(path, 1, "there is no passage", "write '## Heading' and text below it")
     taken: set[str] = set()
-    for number, heading, lines in sections:
+    document_id = f"{language}/{path.stem}"
+    for n, (number, heading, lines) in enumerate(sections, start=1):
         text = "\n".join(lines).strip()
         slug = _NOT_IN_ID.sub("-", heading.lower()).strip("-")
         if not slug or not text:
@@ -145,5 +150,7 @@ def _passages(
             raise _malformed(path, number, f"a second passage {heading!r}", "give it another name")
         taken.add(slug)
         # Stable over restarts and over edits of the text: records and citations refer to it.
-        passage_id = f"{language}/{path.stem}#{slug}"
-        yield Passage(passage_id, kb_id, chapter, heading, text, language)
+        passage_id = f"{document_id}#{slug}"
+        yield Passage(
+            passage_id, kb_id, chapter, heading, text, language, document_id=document_id, n=n
+        )

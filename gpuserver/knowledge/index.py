@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuserver.knowledge.vector_store import VectorStore, path_of
+from gpuserver.knowledge.distinct import distinct
+from gpuserver.knowledge.parts import Part, Progress, make_parts
 from gpuserver.knowledge.words import Words
-from gpuserver.language import LANGUAGES, Language, prose, sentences
+from gpuserver.language import LANGUAGES, Language
 from gpuserver.providers import Embeddings, Passage, Scale, VectorIndex, Vectors
 from gpuserver.providers.numpy import NumpyIndex
 
-Progress = Callable[[int, int], None]
 Vector = NDArray[np.float32]
+Rerank = Callable[[str, Sequence[Passage]], Sequence[float]]
+"""How well each passage answers a question; more is better. Blocking."""
 
 WORDS_WEIGHT: Final = 0.6
 """Worth of all the question's words being there, beside a cosine of 1."""
 HEADING_BONUS: Final = 0.3
 """What a heading gains that is what the question names: "What is a list?" asks for "Lists"."""
+CANDIDATES: Final = 3
+"""So many times as many as are asked for are looked at, for those that repeat better ones."""
 
 # Below these the material does not cover the question. No bar is free of error: on the author's own
 # development set (206 English and 96 Chinese questions on the shipped course, 84 and 90 outside it,
@@ -36,9 +42,19 @@ _MINILM: Final = Scale()
 
 
 @dataclass(frozen=True, slots=True)
-class _Hit:
+class Explained:
+    """A passage that was looked at for a question, and why it stands where it does.
+
+    `similarity`, from 0 to 1, is what passages are ordered by, made of the three shares: nearness
+    of meaning (None where there are no vectors), of words, and of the heading. `covered` says
+    whether it reaches the bar: below it no passage answers the question.
+    """
+
     passage: Passage
     similarity: float
+    by_meaning: float | None
+    by_words: float
+    by_heading: float
     covered: bool
 
 
@@ -53,11 +69,18 @@ class _Asked:
 
 
 class Index:
-    """Passages of any number of knowledge bases, ready to be searched by several threads."""
+    """Passages of any number of knowledge bases, searched by some threads while others change them.
 
-    def __init__(self, shelves: Sequence[_Shelf], embeddings: Embeddings) -> None:
-        self._shelves = shelves
+    A search reads one state of all shelves and ends on it; a change makes the shelves it touches
+    anew beside the old ones and puts them in place at once. Changes wait for each other.
+    """
+
+    def __init__(self, embeddings: Embeddings, vectors: VectorIndex | None = None) -> None:
+        """`vectors` holds the vectors; None: main memory."""
         self._embeddings = embeddings
+        self._vectors = vectors or NumpyIndex()
+        self._shelves: Mapping[tuple[str, Language], _Shelf] = {}
+        self._changing = threading.Lock()
 
     @classmethod
     def build(
@@ -68,36 +91,63 @@ class Index:
         progress: Progress,
         index: VectorIndex | None = None,
     ) -> Index:
-        """Blocking: embedding takes about 10 ms a passage the first time, then it is read back.
+        """An index of course folders; blocks and raises as `make_parts` does."""
+        built = cls(embeddings, index)
+        built.put(make_parts(passages, embeddings, cache_dir, progress))
+        return built
 
-        `progress` is called with (passages done, passages in all); `index` holds the vectors.
-        Raises ProviderUnavailable, EngineFailed.
+    def put(self, parts: Iterable[Part]) -> None:
+        """Take documents in, each in place of all that it had before, in any language.
+
+        Blocking: each shelf that is touched is joined anew, so many documents belong in one call.
+        Raises ValueError for vectors that are not of this model's dimension, ProviderUnavailable;
+        nothing has changed then.
         """
-        index = index or NumpyIndex()
-        grouped: dict[tuple[str, Language], list[Passage]] = {}
-        for passage in passages:
-            grouped.setdefault((passage.kb_id, passage.language), []).append(passage)
-        total, done = sum(map(len, grouped.values())), 0
-        shelves = []
-        for group in grouped.values():
-            meaning = None
-            if group[0].language in embeddings.languages:
-                shifted = _shifted(progress, done, total)
-                meaning = _Meaning.of(group, embeddings, index, cache_dir / "vectors", shifted)
-            shelves.append(_Shelf(group, meaning))
-            done += len(group)
-            progress(done, total)
-        return cls(shelves, embeddings)
+        given = list(parts)
+        documents = {(part.kb_id, part.document_id) for part in given}
+        kb_ids = {kb_id for kb_id, _ in documents}
+        self._change(kb_ids, given, lambda old: (old.kb_id, old.document_id) not in documents)
+
+    def drop(self, kb_id: str, document_id: str) -> None:
+        """Let a document go, if there is one. Blocking, as `put`."""
+        self._change([kb_id], [], lambda old: old.document_id != document_id)
+
+    def drop_base(self, kb_id: str) -> None:
+        """Let all documents of a knowledge base go."""
+        self.replace(kb_id, [])
+
+    def replace(self, kb_id: str, parts: Iterable[Part]) -> None:
+        """Take these documents in, in place of all that the knowledge base had. As `put`."""
+        self._change([kb_id], list(parts), lambda old: False)
 
     def search(
-        self, question: str, language: Language, kb_ids: Iterable[str], k: int = 4
+        self,
+        question: str,
+        language: Language,
+        kb_ids: Iterable[str],
+        k: int = 4,
+        rerank: Rerank | None = None,
     ) -> list[Passage]:
         """The best passages, best first; [] when the material does not cover the question.
 
         Passages in the question's language; in another only where these knowledge bases hold none.
-        Blocking (a few milliseconds). Raises EngineFailed.
+        With `rerank` the best are chosen from three times as many. Blocking (a few milliseconds).
+        Raises EngineFailed.
         """
-        shelves = self._choose(language, frozenset(kb_ids))
+        found = self.explain(question, language, kb_ids, k if rerank is None else k * CANDIDATES)
+        if not any(hit.covered for hit in found):
+            return []
+        passages = [hit.passage for hit in found]
+        if rerank is not None:
+            order = np.argsort(-np.asarray(rerank(question, passages)), kind="stable")
+            passages = [passages[place] for place in order]
+        return passages[:k]
+
+    def explain(
+        self, question: str, language: Language, kb_ids: Iterable[str], k: int = 8
+    ) -> list[Explained]:
+        """The best passages with what speaks for them, those below the bar too. As `search`."""
+        shelves = self._choose(language, kb_ids)
         if not shelves:
             return []
         asked = _Asked(question, language)
@@ -105,24 +155,37 @@ class Index:
         if language in embeddings.languages and any(shelf.meaning for shelf in shelves):
             vector = embeddings.embed([question], query=True)[0]
             asked = _Asked(question, language, vector, embeddings.scale.get(language, _MINILM))
-        hits = [hit for shelf in shelves for hit in shelf.search(asked, k)]
+        hits = [hit for shelf in shelves for hit in shelf.search(asked, k * CANDIDATES)]
         hits.sort(key=lambda hit: hit.similarity, reverse=True)
-        if not any(hit.covered for hit in hits):
-            return []
-        return [replace(hit.passage, similarity=hit.similarity) for hit in hits[:k]]
+        return list(islice(distinct([(hit.passage, hit) for hit in hits]), k))
 
-    def _choose(self, language: Language, kb_ids: frozenset[str]) -> list[_Shelf]:
-        known = [shelf for shelf in self._shelves if shelf.kb_id in kb_ids]
-        others = (other for other in LANGUAGES if other != language)
-        for candidate in (language, *others):
-            chosen = [shelf for shelf in known if shelf.language == candidate]
-            if chosen:
+    def _choose(self, language: Language, kb_ids: Iterable[str]) -> list[_Shelf]:
+        shelves, known = self._shelves, sorted(set(kb_ids))
+        for candidate in (language, *(other for other in LANGUAGES if other != language)):
+            keys = [(kb_id, candidate) for kb_id in known]
+            if chosen := [shelves[key] for key in keys if key in shelves]:
                 return chosen
         return []
 
-
-def _shifted(progress: Progress, before: int, total: int) -> Progress:
-    return lambda done, _: progress(before + done, total)
+    def _change(
+        self, kb_ids: Collection[str], given: Sequence[Part], stays: Callable[[Part], bool]
+    ) -> None:
+        for part in given:
+            if part.vectors is not None and part.vectors.shape[1] != self._embeddings.dimension:
+                raise ValueError(f"the vectors of {part.document_id} are of another model")
+        with self._changing:
+            shelves = dict(self._shelves)
+            old = {key: shelf.parts for key, shelf in shelves.items() if key[0] in kb_ids}
+            new = {key: [part for part in parts if stays(part)] for key, parts in old.items()}
+            for part in given:
+                if part.passages:
+                    new.setdefault((part.kb_id, part.language), []).append(part)
+            for key, parts in new.items():
+                if not parts:
+                    shelves.pop(key, None)
+                elif parts != old.get(key):
+                    shelves[key] = _Shelf(parts, self._vectors)
+            self._shelves = shelves
 
 
 class _Shelf:
@@ -132,40 +195,56 @@ class _Shelf:
     are shares between 0 and 1, so that shelves compare.
     """
 
-    def __init__(self, passages: Sequence[Passage], meaning: _Meaning | None) -> None:
-        self.kb_id = passages[0].kb_id
-        self.language = passages[0].language
-        self.meaning = meaning
-        self._passages = passages
-        self._words = Words(passages)
+    def __init__(self, parts: Sequence[Part], vectors: VectorIndex) -> None:
+        """`parts`: one at least."""
+        self.language = parts[0].language
+        self.parts, self.meaning = _Meaning.of(parts, vectors)
+        self._ends = np.cumsum([len(part.passages) for part in parts])
+        self._words = Words([part.terms for part in parts])
 
-    def search(self, asked: _Asked, k: int) -> list[_Hit]:
+    def search(self, asked: _Asked, k: int) -> list[Explained]:
         foreign = asked.language != self.language
-        scores: Vector = self._words.scores(self._words.of_question(asked.text, foreign))
-        bar = COVERED_BY_WORDS
+        words: Vector = self._words.scores(self._words.of_question(asked.text, foreign))
+        headings: Vector = self._words.headings(asked.text, foreign)
+        nearness: Vector | None = None
+        scores, bar = words, COVERED_BY_WORDS
         if asked.vector is not None and self.meaning is not None:
             nearness = self.meaning.similarity(asked.vector, asked.scale)
-            scores = np.average([nearness, scores], axis=0, weights=[1.0, WORDS_WEIGHT])
+            weighed = nearness + words * np.float32(WORDS_WEIGHT)
+            scores = weighed * np.float32(1 / (1 + WORDS_WEIGHT))
             bar = COVERED_BY_MEANING
-        scores = scores + HEADING_BONUS * self._words.headings(asked.text, foreign)
-        best = np.argsort(-scores, kind="stable")[:k]
-        return [
-            _Hit(
-                self._passages[row],
-                similarity=min(1.0, float(scores[row])),
-                covered=bool(scores[row] >= bar),
+        scores = scores + headings * np.float32(HEADING_BONUS)
+        found = []
+        for row in _best(scores, k):
+            similarity = min(1.0, float(scores[row]))
+            found.append(
+                Explained(
+                    replace(self._passage(row), similarity=similarity),
+                    similarity,
+                    None if nearness is None else float(nearness[row]),
+                    float(words[row]),
+                    float(headings[row]),
+                    covered=bool(scores[row] >= bar),
+                )
             )
-            for row in best
-            if scores[row] > 0
-        ]
+        return found
+
+    def _passage(self, row: int) -> Passage:
+        place = int(np.searchsorted(self._ends, row, "right"))
+        passages = self.parts[place].passages
+        return passages[row - int(self._ends[place]) + len(passages)]
+
+
+def _best(scores: Vector, k: int) -> list[int]:
+    """The rows of the highest scores above 0, best first, the first of equals first."""
+    least = np.partition(scores, -k)[-k] if k < len(scores) else np.float32(0)
+    rows = np.flatnonzero((scores >= least) & (scores > 0))
+    best: list[int] = rows[np.argsort(-scores[rows], kind="stable")][:k].tolist()
+    return best
 
 
 class _Meaning:
-    """The vectors of a shelf's sentences, and the passage each belongs to.
-
-    A passage is as near to a question as its nearest sentence: a question asks for one thing, a
-    passage says five. Each sentence is embedded behind its heading, which names what "it" is.
-    """
+    """The vectors of a shelf's sentences, and where those of each passage begin."""
 
     def __init__(self, vectors: Vectors, starts: NDArray[np.intp]) -> None:
         self._vectors = vectors
@@ -173,26 +252,27 @@ class _Meaning:
 
     @classmethod
     def of(
-        cls,
-        passages: Sequence[Passage],
-        embeddings: Embeddings,
-        index: VectorIndex,
-        folder: Path,
-        progress: Progress,
-    ) -> _Meaning:
-        texts: list[str] = []
-        starts: list[int] = []
-        for passage in passages:
-            starts.append(len(texts))
-            said = [text.replace("`", "") for text in sentences(prose(passage.text))]
-            texts.extend([f"{passage.heading}: {text}" for text in said] or [passage.heading])
+        cls, parts: Sequence[Part], index: VectorIndex
+    ) -> tuple[Sequence[Part], _Meaning | None]:
+        """None where a part has no vectors: passages with and without do not compare.
 
-        def told(done: int, total: int) -> None:
-            progress(len(passages) * done // total, len(passages))
-
-        name = f"{passages[0].kb_id}.{passages[0].language}"
-        matrix = VectorStore(path_of(folder, name), embeddings).vectors(texts, told)
-        return cls(index.hold(matrix), np.array(starts, np.intp))
+        The parts come back with their vectors where the shelf has its own, so that they are in
+        memory once.
+        """
+        each = [part.vectors for part in parts if part.vectors is not None]
+        if len(each) < len(parts):
+            return parts, None
+        matrix = np.concatenate(each)
+        lasts = np.cumsum([len(vectors) for vectors in each]).tolist()
+        firsts = [0, *lasts[:-1]]
+        starts = np.concatenate(
+            [part.starts + first for part, first in zip(parts, firsts, strict=True)]
+        )
+        own = [
+            replace(part, vectors=matrix[first:last])
+            for part, first, last in zip(parts, firsts, lasts, strict=True)
+        ]
+        return own, cls(index.hold(matrix), starts)
 
     def similarity(self, vector: Vector, scale: Scale) -> Vector:
         nearest: Vector = np.maximum.reduceat(self._vectors.cosines(vector), self._starts)

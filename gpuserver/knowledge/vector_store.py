@@ -34,12 +34,23 @@ _CHUNK: Final = 64
 _KEY_BYTES: Final = 16
 _HEADER_BYTES: Final = 4096
 _NOT_IN_NAME: Final = re.compile(r"[^\w-]+")
+_SCRATCH: Final = re.compile(r"\..+\.vectors\.[0-9a-f]{32}")
 
 
 def path_of(folder: Path, name: str) -> Path:
     """The file for a shelf of a name, which may hold any characters."""
     digest = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:8]
     return folder / f"{_NOT_IN_NAME.sub('-', name)[:40]}-{digest}.vectors"
+
+
+def sweep(folder: Path) -> None:
+    """Take away what a server left half-written when it was killed."""
+    try:
+        for path in folder.glob(".*.vectors.*"):
+            if _SCRATCH.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("half-written vectors in %s can't be taken away: %s", folder, error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,22 @@ missing counts in part, and one shared word alone convinces nobody.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import chain
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
-import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuserver.language import FUNCTION_CHARACTERS, HAN, code_blocks, is_han, keywords, terms
-from gpuserver.providers import Passage
+from gpuserver.knowledge.postings import Keys, Postings, Tally, spans
+from gpuserver.knowledge.terms import (
+    PartTerms,
+    compound_candidates,
+    is_candidate,
+    is_single,
+    key_of,
+    pair_parts,
+)
+from gpuserver.language import is_han, keywords
 
 Scores = NDArray[np.float32]
 
@@ -26,8 +31,6 @@ Scores = NDArray[np.float32]
 # 1.2) and length says little (B below the usual 0.75).
 K1: Final = 0.5
 B: Final = 0.3
-HEADING_WEIGHT: Final = 2
-"""A word in the heading counts as often as this in the text."""
 SINGLE_HAN_WEIGHT: Final = 0.25
 """One Chinese character says little beside a pair, which is mostly a word."""
 UNKNOWN_HAN_WEIGHT: Final = 0.4
@@ -44,7 +47,6 @@ ELSEWHERE: Final = 0.1
 UNKNOWN: Final = 0.65
 """For each word that no passage holds: the name of another subject, or chatter."""
 
-_HAN_RUN = re.compile(f"[{HAN}]+")
 # "What is the difference between a list and a tuple?" names two things.
 _BETWEEN_NAMES = re.compile(r"\b(?:and|or|between|versus|vs|than)\b|[、和与跟或比]|还是", re.I)
 MAX_NAMES: Final = 4
@@ -55,47 +57,44 @@ for "And how do I write one?", and little enough for "And what about tuples?".""
 
 
 class Words:
-    """The words of a shelf's passages. Safe to use from several threads."""
+    """The words of a shelf's passages, joined from its documents'. Any number of threads may ask.
 
-    def __init__(self, passages: Sequence[Passage]) -> None:
-        texts = [(passage.heading, _without_samples(passage.text)) for passage in passages]
-        self._compounds = _compounds(chain.from_iterable(texts))
-        headings = [self._of(heading) for heading, _ in texts]
-        documents = [
-            heading * HEADING_WEIGHT + self._of(text)
-            for heading, (_, text) in zip(headings, texts, strict=True)
-        ]
-        # The empty string, which no question holds, keeps the library from an empty vocabulary.
-        self._bm25: Any = bm25s.BM25(
-            k1=K1, b=B, method="lucene", backend="numpy", auto_compile=False
-        )
-        self._bm25.index([document or [""] for document in documents], show_progress=False)
-        held = Counter(word for document in documents for word in set(document))
-        self._rarity = {word: _rarity(len(texts), count) for word, count in held.items()}
-        self._rare = _rarity(len(texts), 1)
+    The formula is BM25's (Lucene's), with what the question lacks counted against it.
+    """
+
+    def __init__(self, documents: Sequence[PartTerms]) -> None:
+        """`documents`: one at least."""
+        sizes = [terms.passages for terms in documents]
+        offsets = (np.cumsum(sizes) - sizes).tolist()
+        self._count = sum(sizes)
+        self._han = Tally.join([terms.han for terms in documents])
+        self._words = Postings.join([terms.words for terms in documents], offsets)
+        self._rarity = _rarity(self._count, self._words.sizes)
+        self._rare = float(_rarity(self._count, np.ones(1))[0])
+        lengths = np.concatenate([terms.lengths for terms in documents])
+        self._shares = self._saturated(lengths)
         # Which headings hold a word, and what all the words of a heading weigh.
-        self._named_by: dict[str, list[int]] = {}
-        self._in_heading: Scores = np.zeros(len(texts), np.float32)
-        for row, heading in enumerate(headings):
-            for word in set(heading):
-                self._named_by.setdefault(word, []).append(row)
-                self._in_heading[row] += self._weight(word)
+        self._headings = Postings.join([terms.headings for terms in documents], offsets)
+        self._in_heading = self._heading_weights()
 
     def of_question(self, question: str, only_latin: bool = False) -> list[str]:
         """What a question asks for, each word once; what two languages share is code and names."""
-        words = dict.fromkeys(self._of(question))
+        words = dict.fromkeys(keywords(question, self._compounds_in(question)))
         return [word for word in words if not (only_latin and is_han(word))]
 
     def scores(self, words: Sequence[str]) -> Scores:
         """Of each passage, from 0 to below 1, how much the question's words speak for it."""
-        shared: Scores = np.zeros_like(self._in_heading)
-        known = [word for word in words if word in self._rarity]
-        for single in (False, True):
-            group = [word for word in known if _is_single(word) == single]
-            if group:
-                shared += (SINGLE_HAN_WEIGHT if single else 1.0) * self._bm25.get_scores(group)
-        total = sum(self._weight(word) for word in known)
-        unknown = sum(_kind_weight(word, known=False) for word in words if word not in self._rarity)
+        shared: Scores = np.zeros(self._count, np.float32)
+        total = unknown = 0.0
+        for word in words:
+            place = self._place(word)
+            if place < 0:
+                unknown += _kind_weight(word, known=False)
+                continue
+            weight = _kind_weight(word, known=True) * float(self._rarity[place])
+            total += weight
+            at = self._words.at(place)
+            shared[self._words.rows[at]] += np.float32(weight) * self._shares[at]
         against = (DOUBT + UNKNOWN * unknown) * self._rare
         elsewhere = np.maximum(np.float32(total) - shared, 0)
         score: Scores = shared / (shared + np.float32(against) + np.float32(ELSEWHERE) * elsewhere)
@@ -113,31 +112,67 @@ class Words:
         names = dict.fromkeys([asked, *_BETWEEN_NAMES.split(asked, MAX_NAMES)], 1.0)
         if topic:
             names.setdefault(topic.group(1), TOPIC_WEIGHT)
-        best = np.zeros_like(self._in_heading)
+        best: Scores = np.zeros(self._count, np.float32)
         for name, weight in names.items():
             words = self.of_question(name, only_latin)
             if words:
-                best = np.maximum(best, weight * self._named(words) ** 3)
+                best = np.maximum(best, np.float32(weight) * self._named(words) ** 3)
         return best
 
     def _named(self, words: Sequence[str]) -> Scores:
         """Twice what question and heading share, by all that both hold."""
-        asked = sum(self._weight(word) for word in words)
-        both: Scores = np.zeros_like(self._in_heading)
+        asked = 0.0
+        both: Scores = np.zeros(self._count, np.float32)
         for word in words:
-            both[self._named_by.get(word, [])] += self._weight(word)
-        named: Scores = 2 * both / (asked + self._in_heading)
+            known = self._place(word)
+            rarity = self._rare if known < 0 else float(self._rarity[known])
+            weight = _kind_weight(word, known >= 0) * rarity
+            asked += weight
+            place = self._headings.find(key_of(word))
+            if place >= 0:
+                both[self._headings.rows[self._headings.at(place)]] += np.float32(weight)
+        named: Scores = 2 * both / (np.float32(asked) + self._in_heading)
         return named
 
-    def _of(self, text: str) -> list[str]:
-        return keywords(text, self._compounds)
+    def _place(self, word: str) -> int:
+        return self._words.find(key_of(word))
 
-    def _weight(self, word: str) -> float:
-        return _kind_weight(word, word in self._rarity) * self._rarity.get(word, self._rare)
+    def _compounds_in(self, text: str) -> frozenset[str]:
+        """The pairs of a text with a function character in them that are words of the material."""
+        pairs = compound_candidates(text)
+        if not pairs:
+            return frozenset()
+        chosen = self._compound(np.array([key_of(pair) for pair in pairs], np.uint64))
+        return frozenset(pair for pair, taken in zip(pairs, chosen.tolist(), strict=True) if taken)
 
+    def _compound(self, pairs: Keys) -> NDArray[np.bool_]:
+        together = self._han.counted(pairs)
+        first, second = (self._han.counted(part) for part in pair_parts(pairs))
+        chosen: NDArray[np.bool_] = together >= COHESION * np.minimum(first, second)
+        return chosen & (together > 1)
 
-def _is_single(word: str) -> bool:
-    return len(word) == 1 and is_han(word)
+    def _saturated(self, lengths: NDArray[np.int32]) -> Scores:
+        """What each place of the postings adds, before the rarity of its word."""
+        words = self._words
+        chosen = np.flatnonzero(is_candidate(words.keys))
+        chosen = chosen[self._compound(words.keys[chosen])]
+        # What a passage's length is without them was counted in its document.
+        places = spans(words.starts[chosen], words.sizes[chosen])
+        lengths = lengths.copy()
+        np.add.at(lengths, words.rows[places], words.counts[places])
+        mean = max(1.0, float(lengths.mean())) if len(lengths) else 1.0
+        norm = (K1 * (1 - B + B * lengths / mean)).astype(np.float32)
+        shares: Scores = words.counts / (words.counts + norm[words.rows])
+        return shares
+
+    def _heading_weights(self) -> Scores:
+        held = self._headings
+        weights = self._rarity[np.searchsorted(self._words.keys, held.keys)]
+        weights = weights * np.where(is_single(held.keys), np.float32(SINGLE_HAN_WEIGHT), 1)
+        candidates = np.flatnonzero(is_candidate(held.keys))
+        weights[candidates] *= self._compound(held.keys[candidates])
+        each = weights[np.searchsorted(held.starts, np.arange(len(held.rows)), "right") - 1]
+        return np.bincount(held.rows, each, self._count).astype(np.float32)
 
 
 def _kind_weight(word: str, known: bool) -> float:
@@ -146,26 +181,7 @@ def _kind_weight(word: str, known: bool) -> float:
     return SINGLE_HAN_WEIGHT if len(word) == 1 else 1.0 if known else UNKNOWN_HAN_WEIGHT
 
 
-def _rarity(documents: int, holding: int) -> float:
-    """BM25's weight of a word (inverse document frequency), as the library computes it."""
-    return float(np.log(1 + (documents - holding + 0.5) / (holding + 0.5)))
-
-
-def _without_samples(markdown: str) -> str:
-    """A text without the Chinese in its code, which is no command: 你好，世界 is about no world."""
-    for block in code_blocks(markdown):
-        markdown = markdown.replace(block, _HAN_RUN.sub(" ", block))
-    return markdown
-
-
-def _compounds(texts: Iterable[str]) -> frozenset[str]:
-    """The pairs with a function character in them that are words of these texts."""
-    found = Counter(term for text in texts for term in terms(text) if is_han(term))
-    return frozenset(
-        pair
-        for pair, count in found.items()
-        if len(pair) == 2
-        and not FUNCTION_CHARACTERS.isdisjoint(pair)
-        and count > 1
-        and count >= COHESION * min(found[pair[0]], found[pair[1]])
-    )
+def _rarity(passages: int, holding: NDArray[np.generic]) -> Scores:
+    """BM25's weight of a word that so many passages hold (inverse document frequency)."""
+    held = holding.astype(np.float64)
+    return np.log(1 + (passages - held + 0.5) / (held + 0.5)).astype(np.float32)

@@ -36,7 +36,8 @@ class Passage:
     """A piece of course material that can be quoted.
 
     `id` is unique in its knowledge base; `text` is Markdown (prose, at times one code block);
-    `similarity` (0–1) says how well it fits the question it was found for.
+    `similarity` (0–1) says how well it fits the question it was found for. `document_id` and `n`,
+    its number in the document from 1, name it together with `kb_id` for a link.
     """
 
     id: str
@@ -47,6 +48,8 @@ class Passage:
     language: Language
     page: int | None = None
     similarity: float = 0.0
+    document_id: str = ""
+    n: int = 0
 
 
 @dataclass(frozen=True, slots=True)

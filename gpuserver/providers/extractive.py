@@ -72,7 +72,7 @@ _LENGTH: Final[Mapping[Intent, int]] = {
     "define": 3, "compare": 4, "how": 3, "example": 2, "why": 3, "purpose": 2, "other": 3,
 }  # fmt: skip
 
-_NOT_COVERED: Final[Mapping[Language, str]] = {
+NOT_COVERED: Final[Mapping[Language, str]] = {
     "en": "The course material does not cover this, so I can't answer it reliably. "
     "Please ask me another question about the course.",
     "zh": "课程资料里没有讲到这个内容，所以我不能给出可靠的回答。欢迎再问一个和课程有关的问题。",
@@ -108,6 +108,8 @@ _REPLIES: Final[Mapping[Language, Mapping[Kind, str]]] = {
         "acknowledgement": "好的。有问题随时问我。",
     },
 }
+_ITEM = re.compile(r"(?:[-*+]|\d{1,3}[.)])\s")
+_CELL = re.compile(r"(?<!\\)\|")
 _MARKER = re.compile(r"[ \t]*\[\d{1,3}\]")
 
 
@@ -133,19 +135,25 @@ class ExtractiveLLM:
         elif request.passages:
             pieces = _answer(request)
         else:
-            pieces = sentences(_NOT_COVERED[request.language])
-        glue = ""
+            pieces = sentences(NOT_COVERED[request.language])
+        before = ""
         for piece in pieces:
-            yield Delta(piece if piece.startswith("\n") else glue + piece)
-            glue = _glue(piece)
+            yield Delta(_glue(before, piece) + piece)
+            before = piece
 
 
-def _glue(piece: str) -> str:
-    """What goes between a piece and the next sentence."""
-    if piece.endswith(("```", "~~~")):
+def _glue(before: str, piece: str) -> str:
+    """What goes between two pieces."""
+    if not before or piece.startswith("\n"):
+        return ""
+    items = bool(_ITEM.match(before)) + bool(_ITEM.match(piece))
+    if items:
+        # The items of a list stand on lines of their own.
+        return "\n" * (3 - items)
+    if before.endswith(("```", "~~~")):
         # A code block begins and ends on lines of its own.
         return "\n\n"
-    return "" if piece.endswith(("。", "！", "？", "：")) else " "
+    return "" if before.endswith(("。", "！", "？", "：")) else " "
 
 
 # Small talk
@@ -191,7 +199,7 @@ def _answer(request: Request) -> Iterator[str]:
     candidates = [
         _Sentence(number, place, text, frozenset(keywords(text)))
         for number, passage in _relevant(request.passages, words, intent)
-        for place, text in enumerate(sentences(prose(passage.text)))
+        for place, text in enumerate(_said(passage))
     ]
     language = request.passages[0].language
     ranked = _ranked(candidates, language, words, intent)
@@ -201,6 +209,16 @@ def _answer(request: Request) -> Iterator[str]:
         yield f"{sentence.text} [{sentence.number}]"
     if intent in _WITH_CODE or not ranked:
         yield from _code(request.passages[ranked[0].number - 1 if ranked else 0])
+
+
+def _said(passage: Passage) -> Iterator[str]:
+    """What a passage says, sentence by sentence; of a table its rows, without their bars."""
+    for text in sentences(prose(passage.text)):
+        if text.startswith("|"):
+            cells = [cell.strip().replace("\\|", "|") for cell in _CELL.split(text)]
+            text = ", ".join(cell for cell in cells if cell.strip("-: "))
+        if text and not text.startswith("#"):
+            yield text
 
 
 def _intent(question: str, language: Language) -> Intent:

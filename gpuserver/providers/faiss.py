@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
+from weakref import WeakSet
 
 import faiss
 import numpy as np
@@ -22,8 +24,8 @@ _SCRATCH_BYTES: Final = 64 << 20
 class FaissVectors:
     """`Vectors`: an exact index of inner products."""
 
-    def __init__(self, index: Any, lock: threading.Lock | None) -> None:
-        """`lock`: of a GPU's resources, which one search at a time may use."""
+    def __init__(self, index: Any, lock: AbstractContextManager[object]) -> None:
+        """`lock`: of a GPU's resources, which one thread at a time may use."""
         self._index = index
         self._lock = lock
 
@@ -41,22 +43,26 @@ class FaissVectors:
 
     def drop(self) -> None:
         """Let the vectors go, once a search that is under way has ended."""
-        self._index = None
+        with self._lock:
+            self._index = None
+
+    # A shelf that changes lets go of what it had; the memory is given back through the resources.
+    __del__ = drop
 
     def _search(
         self, index: Any, query: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         count = min(NEAREST, index.ntotal)
-        if self._lock is None:
+        with self._lock:
             nearest, rows = index.search(query[None], count)
-        else:
-            with self._lock:
-                nearest, rows = index.search(query[None], count)
         return nearest[0], rows[0]
 
 
 class FaissIndex:
     """`VectorIndex` and `Runtime`. Exact: an approximate index answers sooner and misses rows.
+
+    It would also have to be trained or grown anew whenever a document comes or goes, which copying
+    rows into an exact one is not.
 
     Up to `NEAREST` rows it gives what numpy gives. Beyond, what is not among the nearest counts as
     having nothing to do with the question.
@@ -65,8 +71,10 @@ class FaissIndex:
     def __init__(self, model: str, place: Place) -> None:
         self._device, self._gpu = place.settings.device, place.gpu or 0
         self._resources: Any = None
-        self._searching = threading.Lock()
-        self._held: list[FaissVectors] = []
+        # Of one thread at a time; again of the same one, which may free an index at any moment.
+        self._lock: AbstractContextManager[object] = nullcontext()
+        # Weak, because a shelf that changes is held anew and lets what it had go.
+        self._held: WeakSet[FaissVectors] = WeakSet()
 
     def load(self) -> None:
         """Blocking. Raises ProviderUnavailable."""
@@ -77,12 +85,13 @@ class FaissIndex:
             return
         try:
             self._resources = faiss.StandardGpuResources()
+            self._lock = threading.RLock()
             self._resources.setTempMemory(_SCRATCH_BYTES)
         except RuntimeError as error:
             raise _no_room(error) from error
 
     def close(self) -> None:
-        for vectors in self._held:
+        for vectors in list(self._held):
             vectors.drop()
         self._held.clear()
         self._resources = None
@@ -92,15 +101,17 @@ class FaissIndex:
         try:
             if self._resources is None:
                 index = faiss.IndexFlatIP(dimension)
+                index.add(matrix)
             else:
                 where = faiss.GpuIndexFlatConfig()
                 where.device = self._gpu
-                index = faiss.GpuIndexFlatIP(self._resources, dimension, where)
-            index.add(matrix)
+                with self._lock:  # documents come in while others are searched
+                    index = faiss.GpuIndexFlatIP(self._resources, dimension, where)
+                    index.add(matrix)
         except (RuntimeError, MemoryError) as error:
             raise _no_room(error) from error
-        vectors = FaissVectors(index, None if self._resources is None else self._searching)
-        self._held.append(vectors)
+        vectors = FaissVectors(index, self._lock)
+        self._held.add(vectors)
         return vectors
 
 

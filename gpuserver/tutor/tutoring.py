@@ -11,9 +11,10 @@ from typing import Any
 
 from gpuserver.config import Settings
 from gpuserver.errors import ConfigurationError, FolderNotWritable, NotReady, known_cause
-from gpuserver.knowledge.knowledge_bases import KnowledgeBases
+from gpuserver.knowledge.library import Library
 from gpuserver.machine import Machine
 from gpuserver.metrics import Metrics
+from gpuserver.observability import get_logger
 from gpuserver.providers import Kind, Place, RuntimeKey
 from gpuserver.providers.table import find
 from gpuserver.runtimes.finishing import finish_in_thread
@@ -22,6 +23,8 @@ from gpuserver.runtimes.runtimes import Runtimes
 from gpuserver.tutor.ai_engine import Engines
 from gpuserver.tutor.models import Models
 from gpuserver.tutor.tutors import Catalogue, Tutor
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +85,13 @@ class Tutoring:
         self.models = Models(settings, self.catalogue, self.runtimes, self.users)
         self._prober = Prober(self.runtimes, settings.first_token_timeout_seconds)
         self._held: list[RuntimeKey] = []
-        self._knowledge: KnowledgeBases | None = None
+        self._knowledge: Library | None = None
         self._engines: Engines | None = None
+        self._loaded = asyncio.Event()
 
     @property
-    def knowledge(self) -> KnowledgeBases:
-        """The courses. Raises NotReady while they load."""
+    def knowledge(self) -> Library:
+        """The courses and what was uploaded. Raises NotReady while they load."""
         self.check_ready()
         assert self._knowledge is not None
         return self._knowledge
@@ -106,12 +110,22 @@ class Tutoring:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Watch over the models, and own those that are loaded by hand, while the block runs."""
+        """Watch over the models, own those that are loaded by hand, and index what is uploaded,
+        while the block runs."""
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(self._prober.run_forever())
+            indexing = group.create_task(self._index_uploads())
             async with self.models.running():
                 yield
             watch.cancel()
+            indexing.cancel()
+
+    async def _index_uploads(self) -> None:
+        """From the moment that students may come: they do not wait for it."""
+        await self._loaded.wait()
+        assert self._knowledge is not None
+        async with self._knowledge.running():
+            await asyncio.get_running_loop().create_future()
 
     def users(self, key: RuntimeKey) -> list[Tutor]:
         """The tutors that hold a runtime; the default tutor always holds its own."""
@@ -151,11 +165,10 @@ class Tutoring:
                 first = self.catalogue.runtime_keys(default).values()
                 for key in {*first, *self.catalogue.fallback_keys(default)}:
                     loading.create_task(self._hold(key))
-            self._knowledge = indexing.result()
             self._engines = Engines(
                 self.catalogue,
                 self.runtimes,
-                self._knowledge,
+                indexing.result(),
                 self._settings.engine_cache_size,
                 self._settings.first_token_timeout_seconds,
             )
@@ -166,13 +179,14 @@ class Tutoring:
         except BaseExceptionGroup as group:
             raise known_cause(group) from group
         self._report("ready", ready=True)
+        self._loaded.set()
 
     async def _hold(self, key: RuntimeKey) -> Any:
         runtime = await self.runtimes.acquire(key)
         self._held.append(key)
         return runtime
 
-    async def _index(self) -> KnowledgeBases:
+    async def _index(self) -> Library:
         embeddings = await self._hold(self.catalogue.embeddings_key)
         index = await self._hold(self.catalogue.index_key)
         loop = asyncio.get_running_loop()
@@ -180,14 +194,26 @@ class Tutoring:
         def indexed(done: int, total: int) -> None:
             loop.call_soon_threadsafe(self._report, "course", done, total)
 
-        return await finish_in_thread(
-            KnowledgeBases.build, self.catalogue.courses, embeddings, self._data_dir, indexed, index
-        )
+        def open_library() -> Library:
+            # Kept at once: whatever becomes of the load, `close` closes its files.
+            self._knowledge = Library.open(
+                self.catalogue.courses, embeddings, self._data_dir, indexed, index, self._settings
+            )
+            return self._knowledge
+
+        library = await finish_in_thread(open_library)
+        for tutor in self.catalogue:
+            for kb_id in tutor.knowledge:
+                if not library.known(kb_id):
+                    log.warning("unknown knowledge base", tutor=tutor.id, kb_id=kb_id)
+        return library
 
     async def close(self) -> None:
         """Drop engines and runtimes; nobody may hold a lease any more."""
         if self._engines is not None:
             await self._engines.close()
+        if self._knowledge is not None:
+            await asyncio.to_thread(self._knowledge.close)
         while self._held:
             await self.runtimes.release(self._held.pop())
         await self.runtimes.close()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gpuserver.config import Settings
 from gpuserver.errors import ConfigurationError, TutorNotFound
+from gpuserver.knowledge.info import is_id
 from gpuserver.language import Language
 from gpuserver.providers import Kind, RuntimeKey, Sampling
 from gpuserver.providers.table import find
@@ -35,6 +36,7 @@ _LARGE: Final[Mapping[Kind, str]] = {
     "embeddings": "sentence-transformers",
     "index": "numpy",
 }
+_TAKES_NO_MODEL: Final = frozenset({"extractive", "silero", "numpy"})
 _MAY_BE_NONE: Final = frozenset({"asr", "tts"})
 
 
@@ -95,9 +97,13 @@ class Tutor(BaseModel):
     """The speech engine's voice for each language it speaks; left out: the engine's own."""
     speed: Annotated[float, Field(ge=0.5, le=2.0)] = 1.0
     knowledge: tuple[str, ...] = ()
-    """Courses it answers from, by name."""
+    """What it answers from: listed courses by name, uploaded knowledge bases by id. One that there
+    is not (yet) holds nothing."""
     models: Engines = Engines()
     sampling: Choosing = Choosing()
+    outside: Literal["decline", "general"] = "decline"
+    """What a chat model does with a question that no passage covers: nothing, or answer from what
+    it knows by itself, which the student is told first."""
     show_thoughts: bool = False
     """Whether students see what a reasoning model thinks before it answers."""
 
@@ -141,8 +147,9 @@ class Catalogue:
         self.courses = {name: (file.parent / path) for name, path in content.courses.items()}
         for tutor in content.tutors:
             for course in tutor.knowledge:
-                if course not in self.courses:
-                    raise _bad(file, f"tutor {tutor.id} uses the unlisted course {course!r}")
+                if course not in self.courses and not is_id(course):
+                    problem = f"{course!r} is neither a listed course nor a knowledge base's id"
+                    raise _bad(file, f"tutor {tutor.id}: {problem}")
         ids = {*self._tutors, *settings.tutor_overrides}
         self._adapters = self._adapters_of([self.resolve(tutor_id) for tutor_id in ids])
         for tutor_id in ids:
@@ -217,7 +224,7 @@ class Catalogue:
         if not model and provider == self._provider(kind, usual_name, usual_model):
             # Of another provider than the settings name, their model says nothing.
             model = usual_model
-        return RuntimeKey(kind, provider, model)
+        return RuntimeKey(kind, provider, "" if provider in _TAKES_NO_MODEL else model)
 
     def _provider(self, kind: Kind, name: str, model: str) -> str:
         """The provider by its name, or what `auto` stands for here with a model of that name."""

@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from gpuserver import config
 from gpuserver.errors import EngineFailed, ProviderUnavailable
-from gpuserver.knowledge.knowledge_bases import KnowledgeBases
+from gpuserver.knowledge.library import Library
 from gpuserver.metrics import Meter
 from gpuserver.providers import Place, RuntimeKey, faiss, minilm
 from gpuserver.providers.calibration import PAIRS
@@ -254,11 +254,11 @@ def bases(
     embeddings: MiniLMEmbeddings | SentenceTransformersEmbeddings,
     folder: Path,
     index: NumpyIndex | FaissIndex | None = None,
-) -> KnowledgeBases:
-    return KnowledgeBases.build({"python": SHIPPED}, embeddings, folder, quiet, index)
+) -> Library:
+    return Library.open({"python": SHIPPED}, embeddings, folder, quiet, index)
 
 
-def declined(knowledge: KnowledgeBases) -> int:
+def declined(knowledge: Library) -> int:
     return run(knowledge, ["python"], "en", read(DATA / "outside.en.jsonl")).declined
 
 
@@ -370,7 +370,7 @@ def test_the_course_is_found_alike_by_both(index: FaissIndex, tmp_path: Path) ->
         for item in read(DATA / f"{name}.jsonl")
     ]
 
-    def first(knowledge: KnowledgeBases) -> list[Sequence[str]]:
+    def first(knowledge: Library) -> list[Sequence[str]]:
         found = (knowledge.search(question, "en", ["python"]) for question in questions)
         return [[passage.id for passage in passages] for passages in found]
 
