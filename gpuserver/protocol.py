@@ -358,7 +358,11 @@ class Transcription:
 
 @dataclass
 class Source:
-    """A passage that the answer may cite as `[n]`; `score` is its similarity, 0 to 1."""
+    """A passage that the answer may cite as `[n]`; `score` is its similarity, 0 to 1.
+
+    It is passage number `passage` of the document `document_id` of a knowledge base; `url` is the
+    path on this server where it can be read.
+    """
 
     n: int
     document: str
@@ -366,6 +370,10 @@ class Source:
     page: int | None
     quote: str
     score: float
+    kb_id: str
+    document_id: str
+    passage: int
+    url: str
 
 
 @dataclass
@@ -380,12 +388,12 @@ class Sources:
 @dataclass
 class Notice:
     """Something about the answer that the student should know, as a sentence; `provider` is the
-    engine it is about."""
+    engine it is about, "" for none."""
 
     seq: int
     timestamp: datetime
     turn_id: str
-    code: Literal["fallback"]
+    code: Literal["fallback", "not_from_course"]
     content: str
     provider: str
     type: Literal["notice"] = "notice"

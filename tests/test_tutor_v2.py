@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,10 +51,16 @@ async def test_a_typed_question_is_answered_in_text_and_speech(serve: Serve) -> 
     assert len({m["turn_id"] for m in messages}) == 1
     deltas = "".join(m["content"] for m in messages if m["type"] == "text.delta")
     whole = next(m for m in messages if m["type"] == "text")
-    assert whole["content"] == deltas == "A list is ordered. It has items."
+    assert whole["content"] == deltas == "A list is ordered. [1] It has items."
     source = next(m for m in messages if m["type"] == "sources")["passages"][0]
     assert (source["n"], source["document"], source["heading"]) == (1, "Loops", "Lists")
     assert source["quote"].startswith("A list is an ordered collection")
+    assert (source["kb_id"], source["document_id"], source["passage"]) == (
+        "loops",
+        "en/01-loops",
+        1,
+    )
+    assert source["url"] == "/v1/knowledge-bases/loops/documents/en%2F01-loops/passages/1"
     at = 0
     for message in messages:
         if message["type"] == "audio.delta":
@@ -300,3 +307,26 @@ async def test_the_chinese_speech_path_with_a_recogniser_that_knows_it(serve: Se
     assert server.cast.tts.clauses[-2:] == ["列表是有序的。", "可以放很多东西。"]
     assert server.cast.llm.requests[-1].language == "zh"
     assert messages[-1]["status"] == "completed"
+
+
+async def test_an_answer_that_is_not_from_the_course_is_announced(
+    serve: Serve, tmp_path: Path
+) -> None:
+    tutors = tmp_path / "general.yaml"
+    tutors.write_text(
+        "courses: {loops: course}\n"
+        "tutors:\n  - {id: 1, name: Ada, knowledge: [loops], outside: general}\n",
+        encoding="utf-8",
+    )
+    chat = {"llm_provider": "openai", "llm_model": "m", "llm_base_url": "http://127.0.0.1:9/v1"}
+    async with serve(tutors_file=tutors, **chat) as server, server.management() as management:
+        server.cast.llm.scripts.append(["France won."])
+        async with converse(await management.create_session()) as socket:
+            await ready(socket)
+            await socket.update(language="zh", output={"audio": False})
+            await socket.until("session.updated")
+            await socket.text("Who won the world cup in 1998?")
+            messages = await socket.turn()
+    assert types(messages) == ["turn.started", "notice", "text.delta", "text", "turn.done"]
+    assert (messages[1]["code"], messages[1]["provider"]) == ("not_from_course", "")
+    assert "通用知识" in messages[1]["content"]

@@ -7,19 +7,24 @@ import base64
 import binascii
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from gpuserver import protocol
 from gpuserver.audio import wav
 from gpuserver.errors import AudioInvalid, GpuServerError, MessageInvalid
+from gpuserver.language import Language
 from gpuserver.live import events as live_events
 from gpuserver.live.live_session import LiveSession
 from gpuserver.tutor import events
 from gpuserver.tutor.ai_engine import AIEngine
 from gpuserver.tutor.turn import Question
 
+BEYOND_COURSE: Final[Mapping[Language, str]] = {
+    "en": "This answer is general knowledge: the course material does not cover the question.",
+    "zh": "以下回答来自通用知识，课程资料里没有讲到这个问题。",
+}
 _OUTBOX_FRAMES: Final = 256
 
 Frame = str | bytes
@@ -195,8 +200,11 @@ class Dialect1(Dialect):
                 self._reset()
             case events.Recognised(transcript):
                 self._send(protocol.Transcription1(transcript.text, now()))
+            case events.BeyondCourse():
+                # Whoever reads the answer has to know: here that can only be said in it.
+                self._text = f"{BEYOND_COURSE[self._language]}\n\n"
             case events.TextDone(text):
-                self._text = text
+                self._text += text
             case events.SpeechChunk(speech, _):
                 self._pcm.append(speech.pcm)
                 self._sample_rate = speech.sample_rate

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
+from urllib.parse import quote
 
 from gpuserver import protocol
-from gpuserver.api.dialects import Dialect, Frame, Outlet, bytes_of, now
+from gpuserver.api.dialects import BEYOND_COURSE, Dialect, Frame, Outlet, bytes_of, now
 from gpuserver.errors import GpuServerError, MessageInvalid, UpdateRefused
 from gpuserver.language import LANGUAGES, Language, prose, sentences
 from gpuserver.live import events as live_events
@@ -18,6 +19,7 @@ from gpuserver.live.live_session import LiveSession
 from gpuserver.providers import Passage, names
 from gpuserver.tutor import events
 from gpuserver.tutor.ai_engine import AIEngine
+from gpuserver.tutor.claims import without_links
 from gpuserver.tutor.turn import Question
 
 _QUOTE_CHARS: Final = 240
@@ -25,6 +27,7 @@ _FALLBACK: Final[Mapping[Language, str]] = {
     "en": "Answered by a smaller engine ({provider}): the tutor's own model isn't available.",
     "zh": "导师自己的模型暂时不可用，由较小的引擎（{provider}）回答。",
 }
+_PASSAGE: Final = "/v1/knowledge-bases/{}/documents/{}/passages/{}"
 
 
 class DialectV2(Dialect):
@@ -226,6 +229,9 @@ class DialectV2(Dialect):
             case events.AnsweredBy(provider):
                 said = _FALLBACK[self._language].format(provider=provider)
                 self._send(protocol.Notice(*self._stamp(), turn_id, "fallback", said, provider))
+            case events.BeyondCourse():
+                said = BEYOND_COURSE[self._language]
+                self._send(protocol.Notice(*self._stamp(), turn_id, "not_from_course", said, ""))
             case live_events.Queued(position, eta_s) | events.InLine(position, eta_s):
                 self._send(protocol.Queue(*self._stamp(), turn_id, position, eta_s))
             case _:
@@ -351,6 +357,12 @@ def _source(n: int, passage: Passage) -> protocol.Source:
         page=passage.page,
         quote=_quote(passage),
         score=round(passage.similarity, 3),
+        kb_id=passage.kb_id,
+        document_id=passage.document_id,
+        passage=passage.n,
+        url=_PASSAGE.format(
+            quote(passage.kb_id, safe=""), quote(passage.document_id, safe=""), passage.n
+        ),
     )
 
 
@@ -358,7 +370,7 @@ def _quote(passage: Passage) -> str:
     """The passage's first sentences, whole ones as far as they fit."""
     between = "" if passage.language == "zh" else " "
     quote = ""
-    for sentence in sentences(prose(passage.text)):
+    for sentence in sentences(prose(without_links(passage.text))):
         longer = f"{quote}{between if quote else ''}{sentence}"
         if len(longer) > _QUOTE_CHARS:
             break

@@ -91,6 +91,9 @@ class Printer:
             case events.AnsweredBy(provider):
                 line = f"(answered by {provider}: the tutor's own model isn't available)"
                 notes.print(line, style="yellow", markup=False)
+            case events.BeyondCourse():
+                line = "(general knowledge: the course material does not cover the question)"
+                notes.print(line, style="yellow", markup=False)
             case events.Thought(text):
                 notes.print(text, end="", style="dim italic", markup=False, soft_wrap=True)
 

@@ -183,7 +183,7 @@ class LiveSession:
             lambda: self._manager.touch(self.session),
         )
         listening = Listening(
-            self._engine.result(),
+            self._engine.result().ear(self.session.kb_id),
             self._rules.endpointing,
             self._dialogue,
             language=self._manner.language,
@@ -218,8 +218,10 @@ class LiveSession:
             ):
                 work = self._group.create_task(self._answering.run(engine))
                 self._engine.set_result(engine)
+                learning = self._group.create_task(engine.learn(self.session.kb_id))
                 await self.session.ended.wait()
                 work.cancel()
+                learning.cancel()
                 self._stop_waiting()
                 if self._listening is not None:
                     self._listening.close()

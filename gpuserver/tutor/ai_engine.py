@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -14,12 +14,13 @@ import numpy as np
 from gpuserver import audio
 from gpuserver.errors import (
     EngineFailed,
+    GpuServerError,
     NoSpeech,
     NotUnderstood,
     SpeechUnavailable,
     known_cause,
 )
-from gpuserver.knowledge.knowledge_bases import KnowledgeBases
+from gpuserver.knowledge.library import Library
 from gpuserver.language import LANGUAGES, Language
 from gpuserver.observability import get_logger
 from gpuserver.providers import (
@@ -38,6 +39,7 @@ from gpuserver.providers import (
     Vocabulary,
 )
 from gpuserver.runtimes.runtimes import Runtimes
+from gpuserver.tutor.course_words import CourseWords
 from gpuserver.tutor.fallback import Chain
 from gpuserver.tutor.tutors import Catalogue, Tutor
 
@@ -59,8 +61,8 @@ class AIEngine:
         asr: ASR | None,
         tts: TTS | None,
         vad: VAD,
-        knowledge: KnowledgeBases,
-        vocabulary: Vocabulary | None,
+        knowledge: Library,
+        words: CourseWords | None,
         adapter: str = "",
         held: frozenset[RuntimeKey] = frozenset(),
     ) -> None:
@@ -71,7 +73,13 @@ class AIEngine:
         self.held = held
         self._llm, self._asr, self._tts, self._vad = llm, asr, tts, vad
         self._knowledge = knowledge
-        self._vocabulary = vocabulary
+        self._words = words
+
+    @property
+    def declines(self) -> bool:
+        """Whether a question that no passage covers is not for its model, which could answer it
+        from elsewhere; the extractive engine can't."""
+        return self.tutor.outside == "decline" and self.keys["llm"].provider != "extractive"
 
     @property
     def listens(self) -> list[Language]:
@@ -103,26 +111,52 @@ class AIEngine:
             fix = "ASR_PROVIDER to a recogniser that knows it"
             raise SpeechUnavailable(language=language, fix=fix)
 
-    async def recognise(self, clip: bytes, language: Language, max_seconds: float) -> Transcript:
-        """The words of a whole recording.
+    async def recognise(
+        self, clip: bytes, language: Language, max_seconds: float, kb_id: str | None = None
+    ) -> Transcript:
+        """The words of a whole recording; `kb_id` as `transcribe`.
 
         Raises AudioInvalid, AudioTooLong, NoSpeech, NotUnderstood, SpeechUnavailable, EngineFailed.
         """
         self.hears(language)
         speech = await asyncio.to_thread(self._listen, clip, max_seconds)
-        transcript = await self.transcribe(speech, language)
+        transcript = await self.transcribe(speech, language, kb_id)
         if not transcript.text.strip() or transcript.confidence < LEAST_CONFIDENCE:
             raise NotUnderstood
         return transcript
 
-    async def transcribe(self, speech: audio.Audio, language: Language) -> Transcript:
+    async def transcribe(
+        self, speech: audio.Audio, language: Language, kb_id: str | None = None
+    ) -> Transcript:
         """The words of a stretch of sound at 16 kHz; the caller judges whether they are any.
 
+        Listened for are the words of the session's knowledge base and of the tutor's courses.
         Raises SpeechUnavailable, EngineFailed.
         """
         self.hears(language)
         assert self._asr is not None
-        return await self._asr.transcribe(speech, language, self._vocabulary)
+        return await self._asr.transcribe(speech, language, await self._vocabulary(kb_id))
+
+    def ear(self, kb_id: str | None) -> Ear:
+        """What listens to the microphone of a session with this knowledge base."""
+        return Ear(self, kb_id)
+
+    async def learn(self, kb_id: str | None) -> None:
+        """Get ready to hear the words of a session's knowledge base before they are said."""
+        if self.listens and self._kb_ids(kb_id) != self.tutor.knowledge:
+            # What fails here fails again, and is told, when something is said.
+            with suppress(GpuServerError):
+                await self._vocabulary(kb_id)
+
+    async def _vocabulary(self, kb_id: str | None) -> Vocabulary | None:
+        if self._words is None:
+            return None
+        try:
+            return await self._words.of(self._kb_ids(kb_id))
+        except GpuServerError as error:
+            # Better without the words of that knowledge base than not at all.
+            log.warning("course words can't be had", tutor=self.tutor.id, code=error.code)
+            return await self._words.of(self.tutor.knowledge)
 
     def detector(self) -> Detector:
         """What finds the speech in one open microphone."""
@@ -139,9 +173,19 @@ class AIEngine:
 
         Searched are the session's knowledge base, if it is known, and the tutor's own courses.
         """
-        own = [kb_id] if kb_id is not None and self._knowledge.known(kb_id) else []
-        kb_ids = tuple(dict.fromkeys([*own, *self.tutor.knowledge]))
+        kb_ids = self._kb_ids(kb_id)
         return await asyncio.to_thread(self._knowledge.search, question, language, kb_ids)
+
+    async def likeness(
+        self, sentence: str, others: Sequence[str], language: Language
+    ) -> list[float] | None:
+        """The cosines of a sentence to others, on MiniLM's scale; None where the embedding model
+        does not know the language. Raises EngineFailed."""
+        return await asyncio.to_thread(self._knowledge.likeness, sentence, others, language)
+
+    def _kb_ids(self, kb_id: str | None) -> tuple[str, ...]:
+        own = [kb_id] if kb_id is not None and self._knowledge.known(kb_id) else []
+        return tuple(dict.fromkeys([*own, *self.tutor.knowledge]))
 
     def generate(self, request: Request) -> AsyncGenerator[Piece, None]:
         """The answer as it is written."""
@@ -166,7 +210,26 @@ class AIEngine:
                     pass
         if self._asr is not None and self.listens:
             silence = audio.Audio(np.zeros(audio.SAMPLE_RATE // 2, np.int16))
-            await self._asr.transcribe(silence, self.listens[0], self._vocabulary)
+            await self.transcribe(silence, self.listens[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Ear:
+    """An engine as the microphone of one session needs it."""
+
+    _engine: AIEngine
+    _kb_id: str | None
+
+    def hears(self, language: Language) -> None:
+        """Raises SpeechUnavailable."""
+        self._engine.hears(language)
+
+    def detector(self) -> Detector:
+        return self._engine.detector()
+
+    async def transcribe(self, speech: audio.Audio, language: Language) -> Transcript:
+        """As the engine's, with the words of the session's knowledge base."""
+        return await self._engine.transcribe(speech, language, self._kb_id)
 
 
 @dataclass(slots=True, eq=False)
@@ -183,7 +246,7 @@ class Engines:
         self,
         catalogue: Catalogue,
         runtimes: Runtimes,
-        knowledge: KnowledgeBases,
+        knowledge: Library,
         idle_limit: int,
         first_token_seconds: float,
     ) -> None:
@@ -300,7 +363,7 @@ class Engines:
                 for key in {*keys.values(), *chain}:
                     loading.create_task(hold(key))
             runtimes = {kind: held[key] for kind, key in keys.items()}
-            vocabulary = await self._vocabulary(tutor, runtimes.get("asr"), runtimes.get("tts"))
+            words = await self._words(tutor, runtimes.get("asr"), runtimes.get("tts"))
         except BaseException as error:
             await self._release(held)
             if isinstance(error, BaseExceptionGroup):
@@ -316,20 +379,15 @@ class Engines:
             runtimes.get("tts"),
             runtimes["vad"],
             self._knowledge,
-            vocabulary,
+            words,
             self._catalogue.adapter(tutor),
             frozenset(held),
         )
 
-    async def _vocabulary(
-        self, tutor: Tutor, asr: ASR | None, tts: TTS | None
-    ) -> Vocabulary | None:
+    async def _words(self, tutor: Tutor, asr: ASR | None, tts: TTS | None) -> CourseWords | None:
         """The words of the tutor's course, and a decoder made of them before a student waits."""
         if asr is None:
             return None
-        vocabulary = await asyncio.to_thread(self._knowledge.vocabulary, tutor.knowledge)
-        if tts is not None:
-            spoken = await tts.pronounce(vocabulary.words)
-            vocabulary = replace(vocabulary, pronunciations=spoken)
-        await asr.prepare(vocabulary)
-        return vocabulary
+        words = CourseWords(self._knowledge, asr, tts)
+        await words.of(tutor.knowledge)
+        return words

@@ -47,6 +47,11 @@ class AnsweredBy:
 
 
 @dataclass(frozen=True, slots=True)
+class BeyondCourse:
+    """No passage covers the question: the model answers from what it knows; before any text."""
+
+
+@dataclass(frozen=True, slots=True)
 class Thought:
     """What a reasoning model says to itself, in pieces: no part of the answer."""
 
@@ -110,6 +115,7 @@ Event = (
     | Sources
     | InLine
     | AnsweredBy
+    | BeyondCourse
     | Thought
     | TextDelta
     | TextDone

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -31,19 +30,21 @@ from gpuserver.providers import (
     Transcript,
     Waiting,
 )
+from gpuserver.providers.extractive import NOT_COVERED
 from gpuserver.smalltalk import is_small_talk
 from gpuserver.tutor import events, prompts
 from gpuserver.tutor.ai_engine import AIEngine
+from gpuserver.tutor.citations import Citations
 from gpuserver.tutor.conversation import Conversation, Exchange
-from gpuserver.tutor.sentences import Clauses, speakable
+from gpuserver.tutor.sentences import speakable
 from gpuserver.tutor.spoken import Spoken
 from gpuserver.tutor.watchdog import Watchdog
+from gpuserver.tutor.written import Voice, Written, whole_characters
 
 log = get_logger(__name__)
 
 _BURST: Final = 64
 """Deltas of one model before everybody else gets a turn: a burst of them waits for nothing."""
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +121,8 @@ class Turn:
         self._arrived = clock() if arrived is None else arrived
         self._timeline: dict[str, int] = {}
         self._asked = question.text
-        self._written: list[str] = []
-        self._written_chars = 0
+        self._written = Written(sink, self.mark)
+        self._taken_chars = 0
         self._spoken_samples = 0
         self._heard_ms = 0
         self._topic = ""
@@ -212,7 +213,7 @@ class Turn:
         transcript = question.transcript
         if question.clip is not None:
             transcript = await self._engine.recognise(
-                question.clip, language, self._limits.audio_seconds
+                question.clip, language, self._limits.audio_seconds, self._kb_id
             )
         if transcript is not None:
             self._asked = transcript.text
@@ -221,8 +222,9 @@ class Turn:
         language = detect(self._asked, language)
         whole = self._conversation.whole_question(self._asked, language)
         passages = await self._retrieve(whole, language)
-        persona = self._engine.tutor.persona
-        messages = prompts.messages(persona, self._conversation, passages, self._asked, language)
+        messages = prompts.messages(
+            self._engine.tutor, self._conversation, passages, self._asked, language
+        )
         return Request(
             messages,
             whole,
@@ -242,10 +244,8 @@ class Turn:
             await self._sink.write(events.Sources(passages))
         return passages
 
-    def _voice(
-        self, stages: asyncio.TaskGroup, language: Language
-    ) -> asyncio.Queue[str | None] | None:
-        """The line of clauses to a voice that speaks them; None for an answer in writing only."""
+    def _voice(self, stages: asyncio.TaskGroup, language: Language) -> Voice | None:
+        """What speaks the answer; None for one in writing only."""
         self._speaks = self._question.speak and language in self._engine.speaks
         if not self._speaks:
             return None
@@ -253,14 +253,14 @@ class Turn:
         # its place in the engine's batch for minutes.
         clauses: asyncio.Queue[str | None] = asyncio.Queue()
         stages.create_task(self._speak(clauses, language))
-        return clauses
+        return Voice(clauses)
 
-    async def _write(self, request: Request, clauses: asyncio.Queue[str | None] | None) -> None:
+    async def _write(self, request: Request, voice: Voice | None) -> None:
         """Text deltas to the sink and, clause by clause, to the voice."""
-        splitter = Clauses() if clauses is not None else None
+        cited = Citations(request.passages, self._engine.likeness, own=self._asked)
         limits = self._limits
         count = 0
-        async with Watchdog("llm") as watchdog, aclosing(self._engine.generate(request)) as pieces:
+        async with Watchdog("llm") as watchdog, aclosing(self._pieces(request)) as pieces:
             watchdog.expect(limits.first_token_seconds)
             async for piece in pieces:
                 watchdog.relax()
@@ -273,26 +273,23 @@ class Turn:
                     first = limits.first_token_seconds
                     watchdog.expect(max(first, LINE_SECONDS) if in_line else first)
                     continue
-                text = self._take(piece.text)
-                if text:
-                    await self._sink.write(events.TextDelta(text))
-                if splitter is not None and clauses is not None:
-                    for clause in splitter.feed(text):
-                        self.mark("first_clause")
-                        clauses.put_nowait(clause)
+                await self._written.give(cited.feed(self._take(piece.text)), cited, voice)
                 watchdog.expect(limits.token_seconds)
-        if splitter is not None and clauses is not None:
-            for clause in splitter.flush():
-                self.mark("first_clause")
-                clauses.put_nowait(clause)
-            clauses.put_nowait(None)
-        await self._sink.write(events.TextDone("".join(self._written)))
+        await self._written.end(cited, voice)
+
+    def _pieces(self, request: Request) -> AsyncGenerator[Piece, None]:
+        """The model's answer, or in its place that the material has none."""
+        outside = not request.passages and not is_small_talk(request.question, request.language)
+        if outside and self._engine.declines:
+            return _declined(request.language)
+        self._written.beyond = outside and self._engine.tutor.outside == "general"
+        return self._engine.generate(request)
 
     async def _tell(self, piece: Piece) -> None:
         """What a model gives besides its answer."""
         match piece:
             case Delta(text):
-                thought, self._half_thought = _whole_characters(self._half_thought + text)
+                thought, self._half_thought = whole_characters(self._half_thought + text)
                 self._thought_chars += len(thought)
                 # As long as an answer may be: what is thought beyond that, nobody reads.
                 within = self._thought_chars <= self._limits.answer_chars
@@ -304,18 +301,19 @@ class Turn:
                 self._deadline.reschedule(now + self._limits.turn_seconds)
                 await self._sink.write(events.InLine(position, eta_s))
             case Fallback(provider):
+                # It answers from the passages alone, and says itself that there are none.
+                self._written.beyond &= provider != "extractive"
                 await self._sink.write(events.AnsweredBy(provider))
 
     def _take(self, text: str) -> str:
         """What the model wrote, counted, and never half a character. Raises AnswerTooLong."""
-        if not self._written:
+        if not self._taken_chars:
             self.mark("first_token")
         if self._half or not text.isascii():
-            text, self._half = _whole_characters(self._half + text)
-        self._written_chars += len(text)
-        if self._written_chars > self._limits.answer_chars:
+            text, self._half = whole_characters(self._half + text)
+        self._taken_chars += len(text)
+        if self._taken_chars > self._limits.answer_chars:
             raise AnswerTooLong(limit=self._limits.answer_chars)
-        self._written.append(text)
         return text
 
     async def _speak(self, clauses: asyncio.Queue[str | None], language: Language) -> None:
@@ -365,28 +363,23 @@ class Turn:
         return max(0, round((self._clock() - self._arrived) * 1000))
 
     def _usage(self) -> dict[str, int]:
-        return {"text_chars": self._written_chars, "speech_samples": self._spoken_samples}
+        return {"text_chars": self._written.chars, "speech_samples": self._spoken_samples}
 
     def _heard_text(self) -> str:
         """What the student has of the answer: what was heard, or read where there is no voice."""
         if self._speaks:
             return self.spoken.until(self._heard_ms)
-        return "".join(self._written)
+        return self._written.text
 
     def _remember(self, *, interrupted: bool) -> str | None:
         """What was said enters the history, also when the answer was cut short."""
         heard = self._heard_text() if interrupted else None
-        if self._asked and (self._written or interrupted) and self._counts:
-            answer = "".join(self._written) if heard is None else heard
+        if self._asked and (self._written.chars or interrupted) and self._counts:
+            answer = self._written.text if heard is None else heard
             self._exchange = Exchange(self._asked, answer, self._topic, interrupted)
             self._conversation.add(self._exchange)
         return heard
 
 
-def _whole_characters(text: str) -> tuple[str, str]:
-    """Text without lone surrogates, and the half of a character that the next delta completes."""
-    if not _SURROGATE.search(text):
-        return text, ""
-    half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
-    whole = text[: len(text) - len(half)].encode("utf-16-le", "surrogatepass")
-    return whole.decode("utf-16-le", "replace"), half
+async def _declined(language: Language) -> AsyncGenerator[Piece, None]:
+    yield Delta(NOT_COVERED[language])

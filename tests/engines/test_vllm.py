@@ -18,6 +18,7 @@ from gpuserver.providers import Delta, Message, Passage, Piece, Request, Samplin
 from gpuserver.providers.vllm.prompt import render
 from gpuserver.tutor import prompts
 from gpuserver.tutor.conversation import Exchange
+from gpuserver.tutor.tutors import Tutor
 from tests.engines.conftest import MakeVllm, Vllm
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -40,6 +41,10 @@ def asking(
 async def pieces(vllm: Vllm, request: Request) -> list[Piece]:
     async with asyncio.timeout(DEADLINE), aclosing(vllm.llm.generate(request)) as answer:
         return [piece async for piece in answer]
+
+
+def tutor_of(persona: str) -> Tutor:
+    return Tutor(id=1, name="Ada", persona=persona)
 
 
 def said(answer: Sequence[Piece]) -> str:
@@ -174,7 +179,7 @@ async def test_a_small_task_gets_json_that_fits_its_schema(vllm: Vllm) -> None:
 async def test_a_long_conversation_is_cut_at_its_beginning(vllm: Vllm) -> None:
     history = [Exchange(f"Question {n}?", f"Answer {n}. " * 60) for n in range(30)]
     passages = [Passage("1", "course", "lists.md", "Lists", "A list holds items.", "en")]
-    messages = prompts.messages("You are Ada.", history, passages, "And a loop?", "en")
+    messages = prompts.messages(tutor_of("You are Ada."), history, passages, "And a loop?", "en")
     engine = vllm.llm._engine.llm()
     prompt, room = await render(engine, asking(messages, max_tokens=500))
     text = engine.get_tokenizer().decode(prompt["prompt_token_ids"])
@@ -219,7 +224,7 @@ async def test_two_students_of_a_course_share_its_prefix(
     text = "A list is an ordered collection of items in square brackets. " * 30
     passages = [Passage(str(n), "c", "lists.md", f"Lists {n}", text, "en") for n in range(3)]
     asked = [
-        prompts.messages(persona, (), passages, question, "en")
+        prompts.messages(tutor_of(persona), (), passages, question, "en")
         for question in ("How do I write a list?", "What does append do to it?")
     ]
     engine = vllm.llm._engine.llm()
@@ -240,7 +245,7 @@ async def test_a_follow_up_finds_the_conversation_before_it(vllm: Vllm) -> None:
     persona = "You are the tutor of follow-ups. " * 60
     history = [Exchange(f"Question {n}?", f"The answer to it is {n}. " * 20) for n in range(4)]
     for turns in (3, 4):
-        messages = prompts.messages(persona, history[:turns], (), "And then?", "en")
+        messages = prompts.messages(tutor_of(persona), history[:turns], (), "And then?", "en")
         await pieces(vllm, asking(messages))
     before, after = vllm.meter.tokens_of[-2:]
     assert after[2] > 0.6 * before[1]
