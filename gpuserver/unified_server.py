@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from gpuserver import __version__, observability
-from gpuserver.api import health_api, management_api, models_api, pages
+from gpuserver.api import health_api, knowledge_api, management_api, models_api, pages
 from gpuserver.api.security import Hardening, ManagementGuard, error_response
 from gpuserver.api.state import State
 from gpuserver.api.uvicorn_protocols import HttpProtocol, WebSocketProtocol
@@ -26,6 +26,7 @@ from gpuserver.api.websocket_server import Door
 from gpuserver.background import claimed, local_url
 from gpuserver.config import Settings
 from gpuserver.errors import ConfigurationError, GpuServerError
+from gpuserver.knowledge.library import Library
 from gpuserver.live.answering import Limits
 from gpuserver.live.barge_in import BargeInRules
 from gpuserver.live.endpointing import Endpointing
@@ -88,13 +89,20 @@ def _open_doors(app: FastAPI, state: State) -> None:
     app.state.gpuserver = state
     app.include_router(management_api.router, prefix="/v1", tags=["management"])
     app.include_router(management_api.router, prefix="/mgmt/v1", include_in_schema=False)
+    app.include_router(knowledge_api.router, prefix="/v1", tags=["knowledge bases"])
+    app.include_router(knowledge_api.router, prefix="/mgmt/v1", include_in_schema=False)
     # Not under /v1 as well: /v1/models is what OpenAI's clients ask.
     app.include_router(models_api.router, prefix="/mgmt/v1", tags=["models"])
     app.include_router(health_api.router, tags=["health"])
     app.include_router(pages.router)
     app.include_router(state.door.router())
     pages.mount_assets(app)
-    app.add_middleware(Hardening, max_body_bytes=state.settings.max_body_bytes)
+    app.add_middleware(
+        Hardening,
+        max_body_bytes=state.settings.max_body_bytes,
+        send_timeout=state.settings.send_timeout_seconds,
+        uploads=knowledge_api.is_upload,
+    )
     app.add_exception_handler(GpuServerError, _tell)
     app.add_exception_handler(RequestValidationError, _tell_invalid)
     app.add_exception_handler(HTTPException, _tell_http)
@@ -111,6 +119,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         grace = self._state.settings.shutdown_grace_seconds
         began = time.monotonic()
+        self._state.closing.set()
         self._state.sessions.end_all()
         with suppress(TimeoutError):
             async with asyncio.timeout(min(_FAREWELL_SECONDS, grace)):
@@ -195,7 +204,7 @@ def _state(settings: Settings, tutoring: Tutoring) -> State:
     door = Door(
         sessions,
         live_sessions,
-        lambda kb_id: tutoring.knowledge.known(kb_id),
+        lambda kb_id: _answers(tutoring.knowledge, kb_id),
         settings.allowed_origins,
         settings.send_timeout_seconds,
         settings.max_messages_per_second,
@@ -225,6 +234,11 @@ def _open_store(state: State) -> None:
     if not state.store.opened:
         state.store.open()
         state.sessions.restore(state.store.load())
+
+
+def _answers(library: Library, kb_id: str) -> bool:
+    """Whether a session's knowledge base is there and can be read; else its student is told."""
+    return library.known(kb_id) and library.base(kb_id).state != "failed"
 
 
 def _rules(settings: Settings) -> Rules:

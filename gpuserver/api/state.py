@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
 
@@ -30,6 +31,8 @@ class State:
     guard: ManagementGuard
     started: float
     """When the app was made, on the monotonic clock."""
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the server stops: what would go on for long ends."""
 
 
 def state_of(request: HTTPConnection) -> State:

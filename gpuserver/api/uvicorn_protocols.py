@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -17,6 +19,7 @@ WIRE: Final = "gpuserver.wire"
 
 _HEADER_SECONDS: Final = 10.0
 _MOST_FRAGMENTS: Final = 4096
+_UNSENT_BYTES: Final = 1 << 17
 
 
 class Wire(Protocol):
@@ -93,15 +96,22 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        _keep_little_unsent(transport)
         self._expect_headers()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        extensions: dict[str, Any] = {WIRE: self}
+        self.scope["extensions"] = extensions
         self._expect_headers()
 
     def on_headers_complete(self) -> None:
         self._headers_are_here()
         super().on_headers_complete()
+
+    def abort(self) -> None:
+        """Drop the connection at once, whatever is still to be sent."""
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._headers_are_here()
@@ -115,3 +125,16 @@ class HttpProtocol(HttpToolsProtocol):
         if self._overdue is not None:
             self._overdue.cancel()
             self._overdue = None
+
+
+def _keep_little_unsent(transport: asyncio.Transport) -> None:
+    """Let the system hold little of what has not gone out yet.
+
+    It says that there is room again only once a third of its buffer is free; that buffer grows to
+    megabytes, and a client that reads slowly would seem to read nothing for a minute.
+    """
+    connection = transport.get_extra_info("socket")
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if connection is not None and option is not None:
+        with suppress(OSError):  # no TCP
+            connection.setsockopt(socket.IPPROTO_TCP, option, _UNSENT_BYTES)

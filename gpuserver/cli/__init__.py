@@ -1,4 +1,4 @@
-"""The command line: serve, ask, chat, check, tutors, status, models."""
+"""The command line: serve, ask, chat, check, tutors, status, models, kb."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gpuserver import (
     observability,
     unified_server,
 )
-from gpuserver.cli import models, talk
+from gpuserver.cli import kb, kb_eval, models, talk
 from gpuserver.cli.terminal import Printer, loading, notes, out
 from gpuserver.errors import ConfigurationError, GpuServerError, TextEmpty
 from gpuserver.providers import names
@@ -38,6 +38,8 @@ app = typer.Typer(
 
 app.command()(models.status)
 app.add_typer(models.app, name="models")
+kb.app.command("eval")(kb_eval.evaluate_base)
+app.add_typer(kb.app, name="kb")
 
 TutorId = Annotated[int | None, typer.Option("--tutor", help="Tutor id; default: the file's.")]
 KbId = Annotated[str | None, typer.Option("--kb", help="Knowledge base to ask as well.")]

@@ -19,16 +19,14 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from gpuserver import background, config
+from gpuserver import config
 from gpuserver.cli import overview
-from gpuserver.cli.remote import Refused, Remote
+from gpuserver.cli.remote import Key, Refused, Remote, Url, server, talking
 from gpuserver.cli.terminal import notes, out
 from gpuserver.providers import weights
 
 app = typer.Typer(help="What is loaded, what fits, and fetching models.", no_args_is_help=True)
 
-Url = Annotated[str, typer.Option(help="Base address of the server; default: this one.")]
-Key = Annotated[str, typer.Option(help="Management key; default: MANAGEMENT_API_KEY.")]
 Kind = Annotated[str, typer.Argument(help="llm, asr, tts or embeddings.")]
 Provider = Annotated[str, typer.Argument(help="Such as vllm, faster-whisper or coqui.")]
 Model = Annotated[str, typer.Argument(help="A folder or a name; some providers have none.")]
@@ -49,7 +47,7 @@ def status(
     key: Key = "",
 ) -> None:
     """Show how a running server is: its models, GPUs, memory and sessions."""
-    with _remote(url, key) as remote:
+    with talking(url, key) as remote:
         if not watch:
             out.print(overview.page(*_look(remote)))
             return
@@ -73,7 +71,7 @@ def list_models(url: Url = "", key: Key = "") -> None:
     settings, _ = config.load()
     found = weights.pulled(settings)
     try:
-        with _server(url, key) as remote:
+        with server(url, key) as remote:
             loaded = remote.get("/mgmt/v1/models")
             out.print(overview.models(loaded["models"]))
     except Refused as error:
@@ -85,7 +83,7 @@ def list_models(url: Url = "", key: Key = "") -> None:
 @app.command()
 def fit(kind: Kind, provider: Provider, model: Model = "", url: Url = "", key: Key = "") -> None:
     """Say whether a model would fit beside what is loaded."""
-    with _remote(url, key) as remote:
+    with talking(url, key) as remote:
         answer = remote.post("/mgmt/v1/models/fit", _body(kind, provider, model))
         out.print(answer["sentence"], markup=False, soft_wrap=True)
         for model_id in answer.get("would_evict") or ():
@@ -104,7 +102,7 @@ def load(
 ) -> None:
     """Load a model into the server, which fetches it if it has to."""
     body = {**_body(kind, provider, model), "pin": pin}
-    with _remote(url, key) as remote, _loading() as show:
+    with talking(url, key) as remote, _loading() as show:
         for line in remote.lines("/mgmt/v1/models/load", body):
             if "error" in line:
                 raise Refused(str(line["error"]["detail"]))
@@ -119,7 +117,7 @@ def load(
 @app.command()
 def unload(model_id: Id, url: Url = "", key: Key = "") -> None:
     """Free the memory of a model that nobody uses."""
-    with _remote(url, key) as remote:
+    with talking(url, key) as remote:
         remote.post("/mgmt/v1/models/unload", {"id": model_id})
     out.print(f"Unloaded: {model_id}", markup=False, soft_wrap=True)
 
@@ -132,7 +130,7 @@ def pin(
     key: Key = "",
 ) -> None:
     """Keep a model loaded, even while nobody uses it and others need the room."""
-    with _remote(url, key) as remote:
+    with talking(url, key) as remote:
         remote.post("/mgmt/v1/models/pin", {"id": model_id, "pinned": not off})
     state = "may be unloaded" if off else "stays loaded"
     out.print(f"{model_id} {state}.", markup=False, soft_wrap=True)
@@ -168,22 +166,6 @@ def pull(
         notes.print("Stopped. The same command goes on from here.", style="yellow")
         raise typer.Exit(130) from None
     out.print(f"{name} is in {folder}", markup=False, soft_wrap=True)
-
-
-def _server(url: str, key: str) -> Remote:
-    settings, _ = config.load()
-    return Remote(url or background.address(settings), key or settings.management_api_key)
-
-
-@contextmanager
-def _remote(url: str, key: str) -> Iterator[Remote]:
-    """The server; its refusal ends the command with its sentence."""
-    try:
-        with _server(url, key) as remote:
-            yield remote
-    except Refused as error:
-        notes.print(f"gpuserver: {error}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 def _look(remote: Remote) -> tuple[dict[str, Any], dict[str, Any]]:

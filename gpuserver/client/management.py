@@ -1,12 +1,17 @@
-"""The management API of a server: sessions and their tickets."""
+"""The management API of a server: sessions and their tickets, and course material."""
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Final, Self
+from urllib.parse import quote
 
 import httpx2
+
+_FINISHED: Final = frozenset({"ready", "failed"})
+_LOOK_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +58,42 @@ class Management:
     async def delete_session(self, session_id: str) -> None:
         """Raises httpx2.HTTPStatusError."""
         (await self._http.delete(f"/v1/sessions/{session_id}")).raise_for_status()
+
+    async def create_knowledge_base(self, kb_id: str, title: str = "") -> None:
+        """Raises httpx2.HTTPStatusError."""
+        body = {"kb_id": kb_id, "title": title}
+        (await self._http.post("/v1/knowledge-bases", json=body)).raise_for_status()
+
+    async def delete_knowledge_base(self, kb_id: str) -> None:
+        """Raises httpx2.HTTPStatusError."""
+        (await self._http.delete(_base(kb_id))).raise_for_status()
+
+    async def add_document(self, kb_id: str, name: str, content: bytes) -> list[dict[str, Any]]:
+        """Upload a document, or a zip of them; one of the same name is replaced.
+
+        Returns what the server took, which is indexed afterwards: see `indexed`.
+        Raises httpx2.HTTPStatusError.
+        """
+        answer = await self._http.post(f"{_base(kb_id)}/documents", files={"file": (name, content)})
+        answer.raise_for_status()
+        taken: list[dict[str, Any]] = answer.json()["documents"]
+        return taken
+
+    async def documents(self, kb_id: str) -> list[dict[str, Any]]:
+        """The documents of a knowledge base. Raises httpx2.HTTPStatusError."""
+        answer = await self._http.get(f"{_base(kb_id)}/documents")
+        answer.raise_for_status()
+        documents: list[dict[str, Any]] = answer.json()["documents"]
+        return documents
+
+    async def indexed(self, kb_id: str) -> list[dict[str, Any]]:
+        """The documents, once each is ready or failed. Raises httpx2.HTTPStatusError."""
+        while True:
+            documents = await self.documents(kb_id)
+            if all(document["state"] in _FINISHED for document in documents):
+                return documents
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _base(kb_id: str) -> str:
+    return f"/v1/knowledge-bases/{quote(kb_id, safe='')}"

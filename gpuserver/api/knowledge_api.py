@@ -1,0 +1,317 @@
+"""The door to course material: knowledge bases, their documents, uploads, search, events."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from shutil import rmtree
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response, status
+from fastapi.responses import FileResponse, PlainTextResponse
+from sse_starlette.sse import EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from gpuserver.api.knowledge_bodies import (
+    Answer,
+    Base,
+    BaseList,
+    Document,
+    DocumentList,
+    Excerpt,
+    Found,
+    NewBase,
+    PassageInfo,
+    Question,
+    Taken,
+)
+from gpuserver.api.knowledge_events import Events
+from gpuserver.api.security import Guarded, bearer, guard
+from gpuserver.api.state import State, state_of
+from gpuserver.api.uploads import Rules, received
+from gpuserver.course_errors import PassageNotFound
+from gpuserver.errors import (
+    GpuServerError,
+    KnowledgeBaseNotFound,
+    TextEmpty,
+    TextTooLong,
+    TokenRefused,
+)
+from gpuserver.knowledge.info import check_name, is_id
+from gpuserver.knowledge.library import Library
+from gpuserver.knowledge.transfer import check_type
+from gpuserver.language import detect
+from gpuserver.runtimes.finishing import finish_in_thread
+
+_SHOWN: Final = 64
+"""Of an id that is not known so much is repeated."""
+_BASES: Final = "/knowledge-bases"
+_BASE: Final = f"{_BASES}/{{kb_id}}"
+# A course's documents are named by their files, with a slash: en/lists.
+_DOCUMENT: Final = f"{_BASE}/documents/{{document_id:path}}"
+_UPLOADS: Final = re.compile(
+    r"/(?:mgmt/)?v1/knowledge-bases/(?:import|[^/]+/documents(?:/[^/]+)?)", re.DOTALL
+)
+
+
+def is_upload(scope: Scope) -> bool:
+    """Whether the request is one whose body is read here, as it comes."""
+    return scope["method"] in {"POST", "PUT"} and bool(_UPLOADS.fullmatch(scope["path"]))
+
+
+def _library(request: Request, _: Guarded) -> Library:
+    return state_of(request).tutoring.knowledge
+
+
+def _known(kb_id: str, library: Known) -> str:
+    """An id from a path; one that nobody has goes no further. Raises KnowledgeBaseNotFound."""
+    if not library.known(kb_id):
+        raise KnowledgeBaseNotFound(kb_id=kb_id[:_SHOWN])
+    return kb_id
+
+
+def _bounded(document_id: str) -> str:
+    """A document's id from a path: no longer than any that a base can have."""
+    return document_id[:400]
+
+
+Known = Annotated[Library, Depends(_library)]
+KbId = Annotated[str, Depends(_known)]
+DocumentId = Annotated[str, Depends(_bounded)]
+
+router = APIRouter()
+
+
+@router.post(_BASES, status_code=status.HTTP_201_CREATED)
+async def create_base(new: NewBase, library: Known) -> Base:
+    """Make an empty knowledge base."""
+    return Base.of(await library.create(new.kb_id, new.title))
+
+
+@router.get(_BASES)
+async def list_bases(library: Known) -> BaseList:
+    """Every knowledge base: those uploaded, and the courses of the tutors file."""
+    bases = [Base.of(info) for info in library.bases()]
+    return BaseList(total=len(bases), knowledge_bases=bases)
+
+
+@router.post(f"{_BASES}/import", status_code=status.HTTP_201_CREATED)
+async def import_base(request: Request, library: Known) -> Base:
+    """Take in an exported knowledge base (`file`), under its own id or the field `kb_id`."""
+    rules = _rules(state_of(request), lambda name: None, files=1, fields=frozenset({"kb_id"}))
+    async with received(request, library.importing(), rules) as form:
+        kb_id = form.fields.get("kb_id") or None
+        return Base.of(await library.import_(form.files[0].path, kb_id))
+
+
+@router.get(f"{_BASES}/events", response_class=EventSourceResponse)
+async def all_events(request: Request, library: Known) -> Events:
+    """Every change of every knowledge base, as server-sent events."""
+    return Events(library.watch(), state_of(request).closing)
+
+
+@router.get(_BASE)
+async def get_base(kb_id: KbId, library: Known) -> Base:
+    """One knowledge base."""
+    return Base.of(library.base(kb_id))
+
+
+@router.delete(_BASE, status_code=status.HTTP_204_NO_CONTENT)
+async def delete_base(kb_id: str, library: Known) -> Response:
+    """Delete a knowledge base with all its documents, also one that can't be read any more."""
+    if not is_id(kb_id):
+        raise KnowledgeBaseNotFound(kb_id=kb_id[:_SHOWN])
+    await library.delete(kb_id)
+    return Response(status_code=status.HTTP_204_NO_CONTENT)
+
+
+@router.get(f"{_BASE}/events", response_class=EventSourceResponse)
+async def base_events(kb_id: KbId, request: Request, library: Known) -> Events:
+    """Every change of one knowledge base, as server-sent events; its present state first."""
+    return Events(library.watch(kb_id), state_of(request).closing)
+
+
+@router.post(f"{_BASE}/search")
+async def search(kb_id: KbId, asked: Question, request: Request, library: Known) -> Answer:
+    """What a question finds, and why: for the teacher to try."""
+    state = state_of(request)
+    if not asked.question.strip():
+        raise TextEmpty
+    if len(asked.question) > state.settings.max_text_chars:
+        raise TextTooLong(limit=state.settings.max_text_chars)
+    tutors = state.tutoring.catalogue
+    tutor = tutors.default if asked.tutor_id is None else tutors.resolve(asked.tutor_id)
+    courses = () if asked.tutor_id is None else tutor.knowledge
+    language = asked.language or detect(asked.question, tutor.language)
+    found = await asyncio.to_thread(
+        library.explain, asked.question, language, tuple(dict.fromkeys((kb_id, *courses)))
+    )
+    covered = any(one.covered for one in found)
+    return Answer(covered=covered, passages=[Found.of(one) for one in found])
+
+
+@router.get(f"{_BASE}/export", response_class=FileResponse)
+async def export_base(kb_id: KbId, request: Request, library: Known) -> FileResponse:
+    """The whole knowledge base as one zip, which `import` takes."""
+    # A folder of its own: the same base may be on its way to somebody else.
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=library.importing()))
+    try:
+        parcel = await library.export(kb_id, folder)
+    except BaseException:
+        await finish_in_thread(rmtree, folder, True)
+        raise
+    return _Parcel(parcel, media_type="application/zip", filename=f"{kb_id}.zip")
+
+
+@router.get(f"{_BASE}/documents")
+async def list_documents(kb_id: KbId, library: Known) -> DocumentList:
+    """The documents of a knowledge base, by name."""
+    documents = [Document.of(info) for info in library.documents(kb_id)]
+    return DocumentList(total=len(documents), documents=documents)
+
+
+@router.post(f"{_BASE}/documents", status_code=status.HTTP_202_ACCEPTED)
+async def add_documents(kb_id: KbId, request: Request, library: Known) -> Taken:
+    """Upload documents, or zips of them: multipart, field `file`, several allowed.
+
+    One of the same name is replaced. They are indexed after the answer. The first that is refused
+    ends it: those before it are kept.
+    """
+    taken: list[Document] = []
+    rules = _rules(state_of(request), partial(_check_document, archives=True))
+    async with received(request, library.incoming(kb_id), rules) as form:
+        for file in form.files:
+            added = await library.add(kb_id, check_name(file.name), file.path)
+            taken += [Document.of(info) for info in added]
+    return Taken(documents=taken)
+
+
+@router.get(f"{_DOCUMENT}/text", response_class=PlainTextResponse)
+async def get_text(kb_id: KbId, document_id: DocumentId, library: Known) -> PlainTextResponse:
+    """All that was extracted of a document, as Markdown."""
+    return PlainTextResponse(
+        await library.text(kb_id, document_id), media_type="text/markdown; charset=utf-8"
+    )
+
+
+@router.post(f"{_DOCUMENT}/reindex", status_code=status.HTTP_202_ACCEPTED)
+async def reindex(kb_id: KbId, document_id: DocumentId, library: Known) -> Document:
+    """Read a document again."""
+    return Document.of(await library.reindex(kb_id, document_id))
+
+
+@router.get(f"{_DOCUMENT}/passages/{{n}}")
+async def get_passage(
+    kb_id: str,
+    document_id: DocumentId,
+    n: str,
+    request: Request,
+    session_id: Annotated[str | None, Query(max_length=64)] = None,
+) -> PassageInfo:
+    """A passage and its neighbours: what a citation leads to.
+
+    With `session_id` and that session's engine token as bearer it is a student who asks: passages
+    of the session's knowledge base and of its tutor's courses are shown, and nothing is told of
+    others.
+    """
+    if session_id is None:
+        guard(request)
+        library = state_of(request).tutoring.knowledge
+        return await _passage(library, _known(kb_id, library), document_id, n)
+    try:
+        library = _readable_by_student(request, kb_id, session_id)
+        return await _passage(library, kb_id, document_id, n)
+    except GpuServerError as error:
+        if error.status < 500:
+            raise PassageNotFound(n=n[:_SHOWN]) from None
+        raise
+
+
+@router.get(_DOCUMENT)
+async def get_document(kb_id: KbId, document_id: DocumentId, library: Known) -> Document:
+    """One document."""
+    return Document.of(library.document(kb_id, document_id))
+
+
+@router.put(_DOCUMENT, status_code=status.HTTP_202_ACCEPTED)
+async def replace_document(
+    kb_id: KbId, document_id: DocumentId, request: Request, library: Known
+) -> Document:
+    """Upload another file for a document; the old one answers until the new one is indexed."""
+    library.document(kb_id, document_id)
+    rules = _rules(state_of(request), partial(_check_document, archives=False), files=1)
+    async with received(request, library.incoming(kb_id), rules) as form:
+        file = form.files[0]
+        name = check_name(file.name)
+        return Document.of(await library.replace(kb_id, document_id, name, file.path))
+
+
+@router.delete(_DOCUMENT, status_code=status.HTTP_204_NO_CONTENT)
+async def remove_document(kb_id: KbId, document_id: DocumentId, library: Known) -> Response:
+    """Delete a document."""
+    await library.remove(kb_id, document_id)
+    return Response(status_code=status.HTTP_204_NO_CONTENT)
+
+
+@router.api_route(
+    f"{_BASES}/{{odd:path}}", methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False
+)
+async def no_such_base(odd: str, library: Known) -> None:
+    """An id that is a path, `..%2f..%2fetc`, leads nowhere else."""
+    if library.known(odd.partition("/")[0]):
+        raise HTTPException(status.HTTP_404_NOT_FOUND)
+    raise KnowledgeBaseNotFound(kb_id=odd[:_SHOWN])
+
+
+async def _passage(library: Library, kb_id: str, document_id: str, number: str) -> PassageInfo:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", number):
+        raise PassageNotFound(n=number[:_SHOWN])
+    passage, before, after = await library.passage(kb_id, document_id, int(number))
+    return PassageInfo(
+        kb_id=kb_id,
+        document_id=document_id,
+        n=passage.n,
+        document=passage.document,
+        heading=passage.heading,
+        page=passage.page,
+        text=passage.text,
+        before=Excerpt.of(before),
+        after=Excerpt.of(after),
+    )
+
+
+def _readable_by_student(request: Request, kb_id: str, session_id: str) -> Library:
+    """The library, for a student of a live session who may read of this base.
+
+    Raises TokenRefused, TutorNotFound.
+    """
+    state = state_of(request)
+    session = state.sessions.authenticate(session_id, bearer(request))
+    if kb_id != session.kb_id:
+        tutor = state.tutoring.catalogue.resolve(session.tutor_id)
+        if kb_id not in tutor.knowledge:
+            raise TokenRefused
+    return state.tutoring.knowledge
+
+
+def _check_document(name: str, *, archives: bool) -> None:
+    """Raises DocumentNameInvalid, DocumentTypeUnknown."""
+    check_type(check_name(name), archives=archives)
+
+
+def _rules(state: State, accept: Callable[[str], object], **given: Any) -> Rules:
+    return Rules(state.settings.max_upload_mb, accept, state.closing, **given)
+
+
+class _Parcel(FileResponse):
+    """A file that is deleted with its folder once it has been sent, or can't be."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await finish_in_thread(rmtree, Path(self.path).parent, True)
