@@ -1,8 +1,9 @@
 """Takes the pictures and the recording in docs/ from one spoken conversation with the real server.
 
 Run it from the repository's root: `.venv/bin/python -m tests.make_screenshot`. It writes
-`classroom.png` (an answer is spoken), `live-voice.png` (the student has interrupted it by voice and
-is answered) and `live-voice.md` (what went over the line meanwhile).
+`classroom.png` (an answer is spoken), `source.png` (its source is open), `live-voice.png` (the
+student has interrupted it by voice and is answered) and `live-voice.md` (what went over the line
+meanwhile).
 """
 
 from __future__ import annotations
@@ -62,10 +63,12 @@ def take(url: str, folder: Path, docs: Path = DOCS) -> None:
         page.click("#talk")
         page.wait_for_selector(SPEAKING)
         page.wait_for_selector(".answer:last-child .cite")
-        page.click(".cite >> nth=0")
         picture(page, docs / "classroom.png")
+        page.click(".cite >> nth=0")
+        page.wait_for_selector("#passage .cited")
+        page.screenshot(path=docs / "source.png")
+        page.keyboard.press("Escape")
         page.wait_for_selector(".answer[data-status=interrupted]")
-        page.click(".source.shown summary")  # What was opened is closed again.
         page.set_viewport_size({"width": 1200, "height": 1000})
         page.wait_for_selector(".answer:last-child .cite", timeout=30_000)
         page.wait_for_selector(SPEAKING)

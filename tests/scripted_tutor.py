@@ -24,7 +24,7 @@ import gpuserver
 
 WEB: Final = Path(gpuserver.__file__).parent / "web"
 RATE: Final = 16_000
-_POLICY: Final = (
+POLICY: Final = (
     "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self';"
     " img-src 'self' data:; media-src 'self' blob:; connect-src 'self' ws:; base-uri 'none'"
 )
@@ -253,7 +253,7 @@ class ScriptedTutor:
         headers = Headers()
         headers["Content-Type"] = mimetypes.guess_type(file.name)[0] or "text/plain"
         headers["Content-Length"] = str(len(body))
-        headers["Content-Security-Policy"] = _POLICY
+        headers["Content-Security-Policy"] = POLICY
         headers["Connection"] = "close"
         return Response(200, "OK", headers, body)
 

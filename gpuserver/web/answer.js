@@ -4,9 +4,14 @@ import { has, languageOf, say } from './i18n.js';
 import { latencyStrip } from './latency.js';
 import { render } from './markdown.js';
 import { node } from './nodes.js';
+import { sourceTitle } from './sources.js';
 import { Thoughts } from './thoughts.js';
 
-/** @typedef {{n: number, document: string, heading: string, page: number | null, quote: string, score: number}} Source */
+/**
+ * @typedef {{n: number, document: string, heading: string, page: number | null, quote: string, score: number,
+ *   url?: string}} Source
+ * `url` opens the passage in its document; a source without it is only quoted.
+ */
 
 /** Marks a place in Markdown: a character for private use, which no text has. */
 const CUT = '\ue000';
@@ -30,7 +35,8 @@ export class Answer {
   /**
    * @param {HTMLLIElement} item
    * @param {string} name of the tutor
-   * @param {{grew: () => void, announce: (text: string) => void, finished: (text: string) => void}} on
+   * @param {{grew: () => void, announce: (text: string) => void, finished: (text: string) => void,
+   *   read: (source: Source) => void}} on `read` opens a source that has an address
    */
   constructor(item, name, on) {
     this.#item = item;
@@ -52,7 +58,7 @@ export class Answer {
     const section = node('section', 'sources');
     say(section.appendChild(node('h3')), 'talk.sources');
     this.#list = section.appendChild(node('ul'));
-    this.#list.append(...passages.map(sourceItem));
+    this.#list.append(...passages.map((passage) => sourceItem(passage, this.#on.read)));
     this.#item.insertBefore(section, this.#foot);
     if (this.#text) this.#draw();
     this.#on.grew();
@@ -186,7 +192,7 @@ export class Answer {
     mark.type = 'button';
     say(mark, 'talk.cite', { n, title: titleOf(source) }, 'aria-label');
     mark.title = titleOf(source);
-    mark.addEventListener('click', () => this.#show(n));
+    mark.addEventListener('click', () => (source.url ? this.#on.read(source) : this.#show(n)));
     return mark;
   }
 
@@ -253,29 +259,35 @@ function thumbIcon() {
   return svg;
 }
 
-/** @param {Source} source */
-function sourceItem(source) {
+/** @param {Source} source @param {(source: Source) => void} read */
+function sourceItem(source, read) {
   const item = node('li', 'source');
   item.dataset.n = source.n;
-  const details = item.appendChild(node('details'));
-  const summary = details.appendChild(node('summary'));
-  summary.append(node('span', 'number', String(source.n)), titleNode(source));
+  if (source.url) item.append(sourceLink(source, read));
+  else item.append(quotedSource(source));
+  return item;
+}
+
+function sourceLink(source, read) {
+  const link = node('button', 'source-link');
+  link.type = 'button';
+  say(link, 'passage.open', { title: titleOf(source) }, 'title');
+  link.append(...sourceTitle(source));
+  link.addEventListener('click', () => read(source));
+  return link;
+}
+
+function quotedSource(source) {
+  const details = node('details');
+  details.appendChild(node('summary')).append(...sourceTitle(source));
   const quote = details.appendChild(node('blockquote'));
   quote.lang = languageOf(source.quote);
   quote.append(render(source.quote));
   say(details.appendChild(node('p', 'score')), 'talk.score', { score: source.score.toFixed(2) });
-  return item;
-}
-
-function titleNode({ document: name, heading, page }) {
-  const title = node('span', 'title');
-  title.append(node('span', 'document', name));
-  if (heading) title.append(node('span', 'heading', heading));
-  if (page !== null) say(title.appendChild(node('span', 'page')), 'talk.page', { page });
-  return title;
+  return details;
 }
 
 /** @param {Source} source */
 function titleOf({ document: name, heading }) {
-  return heading ? `${name} › ${heading}` : name;
+  return heading && heading !== name ? `${name} › ${heading}` : name;
 }

@@ -99,7 +99,7 @@ async function enter({ stored }) {
   try {
     const { client, ready } = await connect(session, stored);
     view('room');
-    room.enter(client, ready);
+    room.enter(client, ready, session);
     $('change').hidden = !session.id;
     say(document.querySelector('title'), 'page.titleWith', { name: ready.tutor.name });
   } catch (failure) {

@@ -15,16 +15,21 @@ let key = recall();
 
 /** The server's refusal; `status` is 0 where nothing answers. */
 export class Refusal extends Error {
-  /** @param {number} status @param {string} [sentence] */
-  constructor(status, sentence = '') {
+  /** @param {number} status @param {string} [sentence] @param {{code?: string, detail_zh?: string}} [body] */
+  constructor(status, sentence = '', { code = '', detail_zh: chinese = '' } = {}) {
     super(sentence);
-    this.status = status;
+    Object.assign(this, { status, code, chinese });
   }
 }
 
 /** Whether a key is at hand. */
 export function hasKey() {
   return key !== '';
+}
+
+/** The header that carries the key. @returns {Record<string, string>} */
+export function bearer() {
+  return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
 /** Uses a key from now on, in this tab only; '' forgets it. @param {string} to */
@@ -70,7 +75,7 @@ export function pin(id, pinned) {
  * @returns {Promise<Model>}
  */
 export async function load(wish, told) {
-  const response = await request('mgmt/v1/models/load', wish, null);
+  const response = await request('mgmt/v1/models/load', wish, { seconds: null });
   if (!response.ok) throw await refusal(response);
   for await (const line of lines(response.body)) {
     if (line.error) throw new Refusal(409, line.error.detail);
@@ -96,18 +101,20 @@ async function* lines(body) {
   }
 }
 
-async function request(path, body, seconds = SECONDS) {
+/**
+ * One call. @param {string} path @param {object} [body] sent as JSON
+ * @param {{method?: string, seconds?: number | null, signal?: AbortSignal}} [how] `seconds` null: without an end
+ * @throws {Refusal} nothing answers
+ */
+export async function request(path, body, { method = body ? 'POST' : 'GET', seconds = SECONDS, signal } = {}) {
   try {
     return await fetch(path, {
-      method: body ? 'POST' : 'GET',
-      headers: {
-        ...(key && { Authorization: `Bearer ${key}` }),
-        ...(body && { 'Content-Type': 'application/json' }),
-      },
+      method,
+      headers: { ...bearer(), ...(body && { 'Content-Type': 'application/json' }) },
       body: body && JSON.stringify(body),
       cache: 'no-store',
       credentials: 'omit',
-      signal: seconds === null ? undefined : AbortSignal.timeout(seconds * 1000),
+      signal: seconds === null ? signal : AbortSignal.timeout(seconds * 1000),
     });
   } catch (error) {
     // A key with letters that no header carries is no key of any server.
@@ -116,7 +123,8 @@ async function request(path, body, seconds = SECONDS) {
   }
 }
 
-async function answer(response, also = 200) {
+/** The JSON of an answer. @param {Promise<Response>} response @param {number} [also] a status that is no refusal */
+export async function answer(response, also = 200) {
   const got = await response;
   if (!got.ok && got.status !== also) throw await refusal(got);
   try {
@@ -126,11 +134,16 @@ async function answer(response, also = 200) {
   }
 }
 
-async function refusal(response) {
-  const body = await response.json().catch(() => ({}));
+/** What a response refuses with. @param {Response} response */
+export async function refusal(response) {
+  return refused(response.status, await response.json().catch(() => ({})));
+}
+
+/** @param {number} status @param {object} body of the response */
+export function refused(status, body) {
   // A request that makes no sense is answered with a list of what is wrong in it.
   const said = Array.isArray(body.detail) ? body.detail.map((wrong) => wrong.msg).join('; ') : body.detail;
-  return new Refusal(response.status, said || `HTTP ${response.status}`);
+  return new Refusal(status, said || `HTTP ${status}`, body);
 }
 
 function recall() {

@@ -103,6 +103,7 @@ const en = {
   'load.cut': 'The connection broke while it was loading; the table above shows how it goes on.',
   'load.said': '{sentence}',
 
+  'unit.kb': '{count} KB',
   'unit.mb': '{count} MB',
   'unit.gb': '{count} GB',
   'unit.s': '{count} s',
@@ -213,6 +214,7 @@ const zh = {
   'load.cut': '加载过程中连接断开，上面的列表会显示后续情况。',
   'load.said': '{sentence}',
 
+  'unit.kb': '{count} KB',
   'unit.mb': '{count} MB',
   'unit.gb': '{count} GB',
   'unit.s': '{count} 秒',

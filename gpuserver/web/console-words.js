@@ -11,6 +11,14 @@ export function size(mb) {
   return t('unit.gb', { count: (mb / GB).toFixed(mb < 100 * GB ? 1 : 0) });
 }
 
+/** The size of a file. @param {number} bytes */
+export function fileSize(bytes) {
+  const mb = bytes / (1024 * 1024);
+  if (mb >= 10) return size(mb);
+  if (mb >= 1) return t('unit.mb', { count: mb.toFixed(1) });
+  return t('unit.kb', { count: Math.max(1, Math.round(bytes / 1024)) });
+}
+
 /** The two largest units of a span. @param {number} seconds */
 export function span(seconds) {
   const parts = [];

@@ -2,6 +2,7 @@
 
 import './console-strings.js';
 import { bindMarkup, language, languageOf, preferredLanguage, say, setLanguage, showOther, t } from './i18n.js';
+import { Knowledge } from './console-knowledge.js';
 import { LoadForm } from './console-load.js';
 import { showFacts, showMachine } from './console-machine.js';
 import { ModelTable } from './console-models.js';
@@ -18,6 +19,7 @@ let answered = null;
 let wake = () => {};
 const table = new ModelTable($('rows'), act);
 const form = new LoadForm($, () => wake());
+const knowledge = new Knowledge($);
 
 /** Looks, one after another, for as long as the page lives: there are never two at once. */
 async function watch() {
@@ -31,6 +33,7 @@ async function refresh() {
   const withKey = hasKey();
   try {
     show(await look());
+    await knowledge.look();
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     if (error.status === 401) askForKey(withKey);
@@ -100,6 +103,7 @@ function markLanguage(element, sentence) {
 
 /** @param {boolean} wrong whether a key was sent, and refused */
 function askForKey(wrong) {
+  knowledge.rest();
   setState('locked', 'console.locked');
   $('live').hidden = $('trouble').hidden = $('forget').hidden = true;
   if (!wrong && !$('key').hidden) return; // Somebody is typing it, and looked elsewhere for a moment.
@@ -159,7 +163,7 @@ function begin() {
     setKey('');
     wake();
   });
-  document.addEventListener('visibilitychange', () => document.hidden || wake());
+  document.addEventListener('visibilitychange', () => (document.hidden ? knowledge.rest() : wake()));
   watch();
 }
 

@@ -13,6 +13,7 @@ export class Conversation {
   #list;
   #view;
   #said;
+  #read;
   #asked = null; // the newest question's item
   #placed = 0; // where the view was put last
 
@@ -20,11 +21,13 @@ export class Conversation {
    * @param {HTMLOListElement} list
    * @param {HTMLElement} view what scrolls
    * @param {HTMLElement} said a polite live region: finished sentences are announced, never pieces
+   * @param {(source: import('./answer.js').Source) => void} read opens a source of an answer
    */
-  constructor(list, view, said) {
+  constructor(list, view, said, read) {
     this.#list = list;
     this.#view = view;
     this.#said = said;
+    this.#read = read;
   }
 
   clear() {
@@ -90,6 +93,7 @@ export class Conversation {
       grew: () => this.#follow(),
       announce: (text) => this.announce(text),
       finished: (text) => this.announce(t('talk.said', { name, text })),
+      read: this.#read,
     });
   }
 

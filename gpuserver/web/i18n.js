@@ -120,6 +120,7 @@ function refresh(element) {
 
 function show(element, where, key, params) {
   const sentence = t(key, params);
-  if (where === 'text') element.textContent = sentence;
-  else element.setAttribute(where, sentence);
+  // What stays the same is not read out again.
+  if (where !== 'text') element.setAttribute(where, sentence);
+  else if (element.textContent !== sentence) element.textContent = sentence;
 }

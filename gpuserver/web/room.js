@@ -6,6 +6,7 @@ import { has, languageOf, say } from './i18n.js';
 import { Listening } from './listening.js';
 import { button, node } from './nodes.js';
 import { Playback } from './playback.js';
+import { SourcePanel } from './sources.js';
 import { Turns } from './turns.js';
 import { engineNames } from './welcome.js';
 
@@ -16,7 +17,8 @@ const REFUSALS = /^(text_|busy$|bad_message$|audio_invalid$|session_ended$|inter
 export class Room {
   #player;
   #on;
-  #conversation = new Conversation($('messages'), $('log'), $('said'));
+  #sources = new SourcePanel($('passage'));
+  #conversation = new Conversation($('messages'), $('log'), $('said'), (source) => this.#sources.open(source));
   #turns = new Turns();
   #playback;
   #listening;
@@ -70,12 +72,14 @@ export class Room {
    * Takes over a connection that is ready.
    * @param {import('./tutor-client.js').TutorClient} client
    * @param {object} ready its `session.ready`
+   * @param {import('./session.js').Session} session
    */
-  enter(client, ready) {
+  enter(client, ready, session) {
     this.#client?.close();
     this.#client = client;
     this.#ready = ready;
     this.#turns.forget();
+    this.#sources.enter({ ...session, id: ready.session_id });
     this.#begin(ready);
     this.#wireClient(client);
     client.update({ audio_format: 'binary' });

@@ -72,6 +72,17 @@ export function givenSession() {
   return session;
 }
 
+/**
+ * A passage of the course, and what stands before and after it.
+ * @param {Session} session @param {string} url a source's
+ * @throws {ApiError}
+ */
+export function readPassage({ id, token }, url) {
+  // The page stands where the server's own addresses begin, which may be below a school's.
+  const path = `./${url.replace(/^\/+/, '')}?session_id=${encodeURIComponent(id)}`;
+  return call(path, 'GET', undefined, { Authorization: `Bearer ${token}` });
+}
+
 /** Forgets a session that has ended. @param {Session} session */
 export function forget(session) {
   attempt(() => sessionStorage.removeItem(STORED));
@@ -122,8 +133,8 @@ function attempt(use) {
   }
 }
 
-async function call(path, method = 'GET', body = undefined) {
-  const response = await request(path, method, body);
+async function call(path, method = 'GET', body = undefined, more = {}) {
+  const response = await request(path, method, body, more);
   if (response.status === 204) return null;
   const answer = await response.json().catch(() => ({}));
   if (response.ok) return answer;
@@ -135,8 +146,8 @@ async function call(path, method = 'GET', body = undefined) {
   });
 }
 
-async function request(path, method = 'GET', body = undefined) {
-  const headers = { Accept: 'application/json' };
+async function request(path, method = 'GET', body = undefined, more = {}) {
+  const headers = { Accept: 'application/json', ...more };
   if (body) headers['Content-Type'] = 'application/json';
   try {
     return await fetch(path, { method, headers, body: body && JSON.stringify(body), cache: 'no-store' });

@@ -1,5 +1,7 @@
 /** Every sentence of the page, in English and Chinese. `{name}` is filled in when it is shown. */
 
+import * as course from './course-strings.js';
+
 const en = {
   'page.title': 'Classroom',
   'page.titleWith': '{name} · Classroom',
@@ -368,4 +370,4 @@ const zh = {
 };
 
 /** Sentences by interface language and key. */
-export const STRINGS = { en, zh };
+export const STRINGS = { en: { ...en, ...course.en }, zh: { ...zh, ...course.zh } };
