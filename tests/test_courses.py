@@ -17,6 +17,8 @@ from tests import courses
 from tests.courses.physics_book import CHAPTERS
 from tests.courses.source import read
 
+pytestmark = pytest.mark.slow
+
 FRONT: Final = 6
 """Pages of the book before its first chapter: title and contents."""
 
