@@ -66,7 +66,7 @@ async def test_an_engine_that_raises_fails_its_turn_alone(serve: Serve, failure:
             await fails_and_goes_on(socket, "What is a pear?")
             await fails_and_goes_on(socket, "Be early.")
             messages = await fails_and_goes_on(socket, "Be late.")
-            assert said(messages) == "It begins. "
+            assert said(messages) == "It begins."
             messages = await fails_and_goes_on(socket, "Say it aloud.")
             assert said(messages).startswith("Fine words. ")
 
@@ -163,7 +163,7 @@ async def test_half_characters_are_put_together_or_replaced(serve: Serve) -> Non
             await socket.text("Send halves.")
             messages = await socket.turn()
     assert messages[-1]["status"] == "completed"
-    assert said(messages) == "A \U0001f600 b\ufffd c\ufffdd "
+    assert said(messages) == "A \U0001f600 b\ufffd c\ufffdd"
     whole = next(m["content"] for m in messages if m["type"] == "text")
     assert whole == said(messages)
 
