@@ -12,6 +12,7 @@ from gpuserver.api.dialects import BEYOND_COURSE
 from gpuserver.client import converse
 from gpuserver.errors import EngineBusy
 from gpuserver.providers import Delta, Fallback, Waiting
+from gpuserver.providers.extractive import NOT_COVERED
 from tests.conftest import Serve
 from tests.fakes import Script
 from tests.test_live_voice import collect, say, silence, sound
@@ -188,6 +189,20 @@ async def test_dialect_1_gives_one_answer_and_nothing_else(thinking: ThinkingSer
     content = "A list is ordered. [1] It has items."
     assert answer == {"type": "text", "role": "assistant", "content": content}
     assert following["content"].startswith("You asked: ")
+
+
+async def test_a_chat_model_is_not_asked_what_the_course_does_not_cover(serve: Serve) -> None:
+    async with serve(llm_provider="vllm") as server, server.management() as management:
+        server.cast.llm.scripts += [["From the beginning?"]]
+        async with converse(await management.create_session(), v2=False) as socket:
+            await socket.receive()
+            await socket.text("Who won the football world cup in 1998?")
+            answer = (await socket.receive())["content"]
+            # That asks for nothing that a course could lack.
+            await socket.text("Go on, please.")
+            following = (await socket.receive())["content"]
+    assert answer == NOT_COVERED["en"]
+    assert following == "From the beginning?"
 
 
 async def test_dialect_1_says_in_the_answer_that_it_is_not_from_the_course(

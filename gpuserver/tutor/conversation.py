@@ -21,7 +21,7 @@ _POINTS_BACK: Final[dict[Language, re.Pattern[str]]] = {
 _STEMS: Final = (
     "and but so then again also writ us mak do work mean exampl cod creat try need say call one"
 )
-_CHARACTERS: Final = "写举例子再讲一遍说用做代码呢"
+_CHARACTERS: Final = "写举例子再讲一遍说用做代码呢继续"
 _OF_NO_SUBJECT: Final = frozenset([*_STEMS.split(), *_CHARACTERS])
 # With more words of its own than this, a question names its subject even if it says "it".
 _OWN_WORDS: Final[dict[Language, int]] = {"en": 3, "zh": 6}
@@ -82,11 +82,16 @@ class Conversation:
         topic = next((e.topic for e in reversed(self._exchanges) if e.topic), "")
         if not topic:
             return question
-        own = [word for word in keywords(question) if not _OF_NO_SUBJECT.issuperset(_parts(word))]
+        own = own_words(question)
         points_back = _POINTS_BACK[language].search(question) is not None
         if own and not (points_back and len(own) <= _OWN_WORDS[language]):
             return question
         return f"{question} ({topic})"
+
+
+def own_words(question: str) -> list[str]:
+    """The words that say what a question is about; "Go on" and "Show me an example" have none."""
+    return [word for word in keywords(question) if not _OF_NO_SUBJECT.issuperset(_parts(word))]
 
 
 def _parts(word: str) -> Iterable[str]:

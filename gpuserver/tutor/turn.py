@@ -35,7 +35,7 @@ from gpuserver.smalltalk import is_small_talk
 from gpuserver.tutor import events, prompts
 from gpuserver.tutor.ai_engine import AIEngine
 from gpuserver.tutor.citations import Citations
-from gpuserver.tutor.conversation import Conversation, Exchange
+from gpuserver.tutor.conversation import Conversation, Exchange, own_words
 from gpuserver.tutor.sentences import speakable
 from gpuserver.tutor.spoken import Spoken
 from gpuserver.tutor.watchdog import Watchdog
@@ -279,7 +279,10 @@ class Turn:
 
     def _pieces(self, request: Request) -> AsyncGenerator[Piece, None]:
         """The model's answer, or in its place that the material has none."""
-        outside = not request.passages and not is_small_talk(request.question, request.language)
+        question = request.question
+        # "Go on" is about what was said before, which the model knows.
+        asks = own_words(question) and not is_small_talk(question, request.language)
+        outside = bool(asks) and not request.passages
         if outside and self._engine.declines:
             return _declined(request.language)
         self._written.beyond = outside and self._engine.tutor.outside == "general"

@@ -143,6 +143,8 @@ def _tutors(adapters: Mapping[str, Path]) -> dict[str, Any]:
             "name": name,
             "persona": persona,
             "knowledge": ["python"],
+            # Some of what students say is about no course: "Show me an example, please."
+            "outside": "general",
             "voices": {"en": speaker},
             "models": {"llm": {"adapter": str(adapters[speaker])}},
             "sampling": {"temperature": 0, "max_tokens": words},
