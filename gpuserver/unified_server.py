@@ -26,7 +26,7 @@ from gpuserver.api.websocket_server import Door
 from gpuserver.background import claimed, local_url
 from gpuserver.config import Settings
 from gpuserver.errors import ConfigurationError, GpuServerError
-from gpuserver.knowledge.library import Library
+from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.live.answering import Limits
 from gpuserver.live.barge_in import BargeInRules
 from gpuserver.live.endpointing import Endpointing
@@ -236,9 +236,9 @@ def _open_store(state: State) -> None:
         state.sessions.restore(state.store.load())
 
 
-def _answers(library: Library, kb_id: str) -> bool:
+def _answers(knowledge: KnowledgeBases, kb_id: str) -> bool:
     """Whether a session's knowledge base is there and can be read; else its student is told."""
-    return library.known(kb_id) and library.base(kb_id).state != "failed"
+    return knowledge.known(kb_id) and knowledge.base(kb_id).state != "failed"
 
 
 def _rules(settings: Settings) -> Rules:

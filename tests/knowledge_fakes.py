@@ -1,4 +1,4 @@
-"""Embeddings and a reader of documents that do what a test says, and a library over them."""
+"""Embeddings and a reader of documents that do what a test says, and knowledge bases over them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from gpuserver.config import DEFAULTS, Settings
 from gpuserver.documents import Piece, ReadDocument, ReadingLimits
-from gpuserver.knowledge.library import DocumentInfo, Library
+from gpuserver.knowledge.info import DocumentInfo
+from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.language import Language, keywords
 from gpuserver.providers import Scale
 
@@ -88,36 +89,36 @@ class ScriptedReader:
 
 @dataclass
 class School:
-    """A data folder, and the server's library over it, which can be closed and opened again."""
+    """A data folder, and a server's knowledge bases over it, which can be closed and reopened."""
 
     folder: Path
     embeddings: WordEmbeddings = field(default_factory=WordEmbeddings)
     reader: ScriptedReader = field(default_factory=ScriptedReader)
     settings: Settings = DEFAULTS
     courses: dict[str, Path] = field(default_factory=dict)
-    library: Library = field(init=False)
+    knowledge: KnowledgeBases = field(init=False)
 
     @asynccontextmanager
-    async def open(self, *, working: bool = True) -> AsyncIterator[Library]:
-        """The library of a server that runs; without `working` nothing is indexed."""
-        self.library = await asyncio.to_thread(
-            Library.open, self.courses, self.embeddings, self.folder, quiet, None, self.settings,
-            self.reader,
+    async def open(self, *, working: bool = True) -> AsyncIterator[KnowledgeBases]:
+        """The knowledge bases of a server that runs; without `working` nothing is indexed."""
+        self.knowledge = await asyncio.to_thread(
+            KnowledgeBases.open, self.courses, self.embeddings, self.folder, quiet, None,
+            self.settings, self.reader,
         )  # fmt: skip
         try:
             if working:
-                async with self.library.running():
-                    yield self.library
+                async with self.knowledge.running():
+                    yield self.knowledge
             else:
-                yield self.library
+                yield self.knowledge
         finally:
-            await asyncio.to_thread(self.library.close)
+            await asyncio.to_thread(self.knowledge.close)
 
     async def upload(self, kb_id: str, name: str, text: str | bytes) -> DocumentInfo:
-        scratch = self.library.incoming(kb_id) / "scratch"
+        scratch = self.knowledge.incoming(kb_id) / "scratch"
         content = text.encode() if isinstance(text, str) else text
         await asyncio.to_thread(scratch.write_bytes, content)
-        (info,) = await self.library.add(kb_id, name, scratch)
+        (info,) = await self.knowledge.add(kb_id, name, scratch)
         assert not await asyncio.to_thread(scratch.exists)
         return info
 
@@ -129,12 +130,14 @@ class School:
     async def indexed(self, kb_id: str) -> list[DocumentInfo]:
         """The documents, once none waits any more."""
         waiting = {"queued", "reading", "indexing"}
-        library = self.library
-        await self.until(lambda: not waiting & {d.state for d in library.documents(kb_id)})
-        return library.documents(kb_id)
+        knowledge = self.knowledge
+        await self.until(lambda: not waiting & {d.state for d in knowledge.documents(kb_id)})
+        return knowledge.documents(kb_id)
 
     def find(self, question: str, *kb_ids: str) -> list[str]:
-        return [found.text for found in self.library.search(question, "en", kb_ids or ["physics"])]
+        return [
+            found.text for found in self.knowledge.search(question, "en", kb_ids or ["physics"])
+        ]
 
     def on_disk(self, words: str) -> bool:
         """Whether anything kept under the data folder holds these words."""

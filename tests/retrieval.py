@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpuserver.knowledge.library import Library
+from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.language import Language
 
 
@@ -47,7 +47,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def run(
-    bases: Library,
+    bases: KnowledgeBases,
     kb_ids: Sequence[str],
     language: Language,
     questions: Sequence[Mapping[str, Any]],

@@ -16,7 +16,7 @@ from websockets.typing import Origin
 from gpuserver.api import uvicorn_protocols
 from gpuserver.client import converse
 from tests.conftest import Serve
-from tests.memory_library import in_memory
+from tests.memory_knowledge import in_memory
 
 
 async def test_the_key_guards_the_management_api(serve: Serve) -> None:
@@ -161,12 +161,12 @@ async def test_a_student_is_told_of_a_knowledge_base_that_cannot_be_read(
     serve: Serve, tmp_path: Path
 ) -> None:
     async with serve() as server, server.management() as management:
-        library = in_memory(server, tmp_path / "in")
-        whole = library.put_base("physics-9")
+        knowledge = in_memory(server, tmp_path / "in")
+        whole = knowledge.put_base("physics-9")
         ticket = await management.create_session(kb_id="physics-9")
         async with converse(ticket) as socket:
             assert not (await socket.receive()).get("notice")
-        library._infos["physics-9"] = replace(whole, state="failed")
+        knowledge._infos["physics-9"] = replace(whole, state="failed")
         ticket = await management.create_session(kb_id="physics-9")
         async with converse(ticket) as socket:
             assert "physics-9" in (await socket.receive())["notice"]

@@ -15,7 +15,7 @@ from gpuserver.cli import kb
 from gpuserver.course_errors import DiskFull, DocumentUnreadable
 from tests.conftest import Serve
 from tests.file_server import FileServer, serving
-from tests.memory_library import in_memory
+from tests.memory_knowledge import in_memory
 
 pytestmark = pytest.mark.slow
 
@@ -96,13 +96,13 @@ async def test_the_same_document_again_replaces(
     serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with serve() as server:
-        library = in_memory(server, tmp_path / "in")
-        library.indexes = True
+        knowledge = in_memory(server, tmp_path / "in")
+        knowledge.indexes = True
         lesson = tmp_path / "lesson.md"
         for words in ("one", "one two three"):
             await asyncio.to_thread(lesson.write_text, words)
             assert await run(lambda: kb.add([lesson], "physics", url=server.url)) == 0
-        [document] = library.documents("physics")
+        [document] = knowledge.documents("physics")
         assert document.passages == 3
 
 
@@ -110,18 +110,18 @@ async def test_what_fails_is_a_sentence_beside_what_does_not(
     serve: Serve, course: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with serve() as server:
-        library = in_memory(server, tmp_path / "in")
+        knowledge = in_memory(server, tmp_path / "in")
         broken = DocumentUnreadable(name="a.md", problem="it is locked", problem_zh="已加密")
         adding = asyncio.create_task(
             run(lambda: kb.add([course, course / "picture.png"], "physics", url=server.url))
         )
         async with asyncio.timeout(20):
-            while not library.known("physics") or len(library.documents("physics")) < 3:
+            while not knowledge.known("physics") or len(knowledge.documents("physics")) < 3:
                 await asyncio.sleep(0.01)
-        one, *others = library.documents("physics")
-        library.index("physics", one.id, broken)
+        one, *others = knowledge.documents("physics")
+        knowledge.index("physics", one.id, broken)
         for other in others:
-            library.index("physics", other.id)
+            knowledge.index("physics", other.id)
         assert await adding == 1
     said = capsys.readouterr()
     assert "it is locked" in " ".join(said.out.split())
@@ -133,10 +133,10 @@ async def test_a_full_disk_is_told_once(
     serve: Serve, course: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with serve() as server:
-        library = in_memory(server, tmp_path / "in")
-        library.refusals["add"] = [DiskFull(), DiskFull()]
+        knowledge = in_memory(server, tmp_path / "in")
+        knowledge.refusals["add"] = [DiskFull(), DiskFull()]
         assert await run(lambda: kb.add([course], "physics", url=server.url)) == 1
-        assert len(library.refusals["add"]) == 1, "no further file was sent"
+        assert len(knowledge.refusals["add"]) == 1, "no further file was sent"
     assert capsys.readouterr().err.count("disk is full") == 1
 
 
@@ -146,12 +146,12 @@ async def test_a_document_that_is_deleted_meanwhile_is_not_waited_for(
     lesson = tmp_path / "lesson.md"
     lesson.write_text("one")
     async with serve() as server:
-        library = in_memory(server, tmp_path / "in")
+        knowledge = in_memory(server, tmp_path / "in")
         adding = asyncio.create_task(run(lambda: kb.add([lesson], "physics", url=server.url)))
         async with asyncio.timeout(20):
-            while not library.watchers:
+            while not knowledge.watchers:
                 await asyncio.sleep(0.01)
-            await library.remove("physics", library.documents("physics")[0].id)
+            await knowledge.remove("physics", knowledge.documents("physics")[0].id)
             assert await adding == 0
     assert "removed" in capsys.readouterr().out
 
@@ -162,10 +162,10 @@ async def test_a_server_that_stops_meanwhile_is_one_sentence(
     lesson = tmp_path / "lesson.md"
     lesson.write_text("one")
     async with serve() as server:
-        library = in_memory(server, tmp_path / "in")
+        knowledge = in_memory(server, tmp_path / "in")
         adding = asyncio.create_task(run(lambda: kb.add([lesson], "physics", url=server.url)))
         async with asyncio.timeout(20):
-            while not library.watchers:
+            while not knowledge.watchers:
                 await asyncio.sleep(0.01)
             await server.server.shutdown()
             assert await adding == 1
@@ -185,12 +185,12 @@ async def test_removing_asks_first(
 
     monkeypatch.setattr(typer, "confirm", confirm)
     async with serve() as server:
-        library = in_memory(server, tmp_path / "in")
-        library.put_base("physics")
+        knowledge = in_memory(server, tmp_path / "in")
+        knowledge.put_base("physics")
         assert await run(lambda: kb.remove("physics", url=server.url)) == 1
-        assert library.known("physics")
+        assert knowledge.known("physics")
         assert await run(lambda: kb.remove("physics", url=server.url)) == 0
-        assert not library.known("physics")
+        assert not knowledge.known("physics")
     assert asked == ["Delete 'physics' for good?"] * 2
 
 
@@ -222,8 +222,8 @@ async def test_what_is_not_there_is_a_sentence(
     twin.parent.mkdir()
     twin.write_text("x")
     async with serve() as server:
-        library = in_memory(server, tmp_path / "in")
-        library.put_base("physics")
+        knowledge = in_memory(server, tmp_path / "in")
+        knowledge.put_base("physics")
         url = server.url
         refusals: list[tuple[Callable[[], None], str]] = [
             (lambda: kb.add([tmp_path / "none"], "physics", url=url), "There is no file or folder"),
@@ -236,7 +236,7 @@ async def test_what_is_not_there_is_a_sentence(
         for command, sentence in refusals:
             assert await run(command) == 1
             assert sentence in capsys.readouterr().err
-        assert library.documents("physics") == []
+        assert knowledge.documents("physics") == []
 
 
 async def test_no_server_a_wrong_key_and_another_program_are_sentences(

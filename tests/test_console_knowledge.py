@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.browser import BrowserThread, Classroom, fixtures, in_browser, tab_to
-from tests.scripted_library import ScriptedLibrary, base, document, scripted_library
+from tests.scripted_knowledge import ScriptedKnowledge, base, document, scripted_knowledge
 
 browser, _ = fixtures
 
@@ -49,18 +49,18 @@ _DROP: Final = """([selector, names]) => {
 
 
 @pytest.fixture
-def library() -> Iterator[ScriptedLibrary]:
-    with scripted_library() as library:
+def knowledge() -> Iterator[ScriptedKnowledge]:
+    with scripted_knowledge() as knowledge:
         shipped = base("python-basics", "Python basics", origin="course", documents=1)
-        library.bases = {"physics-9": base("physics-9", "Physics, year 9")}
-        library.bases["python-basics"] = shipped
-        library.documents["python-basics"] = {"en/lists": document(1, "lists.md", id="en/lists")}
-        yield library
+        knowledge.bases = {"physics-9": base("physics-9", "Physics, year 9")}
+        knowledge.bases["python-basics"] = shipped
+        knowledge.documents["python-basics"] = {"en/lists": document(1, "lists.md", id="en/lists")}
+        yield knowledge
 
 
 @pytest.fixture
-def classroom(library: ScriptedLibrary, browser: BrowserThread) -> Iterator[Classroom]:
-    classroom = Classroom(library.url, browser)
+def classroom(knowledge: ScriptedKnowledge, browser: BrowserThread) -> Iterator[Classroom]:
+    classroom = Classroom(knowledge.url, browser)
     yield classroom
     browser.call(classroom.close)
 
@@ -72,10 +72,10 @@ def opened(classroom: Classroom, language: str = "en", **more: Any) -> Page:
     return page
 
 
-def following(page: Page, library: ScriptedLibrary, streams: int = 1) -> None:
+def following(page: Page, knowledge: ScriptedKnowledge, streams: int = 1) -> None:
     """Until the page hears of changes as they come."""
     for _ in range(400):
-        if library.streams >= streams:
+        if knowledge.streams >= streams:
             return
         page.wait_for_timeout(20)
     raise AssertionError("no stream was opened")
@@ -91,28 +91,28 @@ def drop(page: Page, *names: str, on: str = "#docs") -> list[bool]:
 
 @in_browser
 def test_chosen_files_are_sent_and_followed_until_they_are_ready(
-    classroom: Classroom, library: ScriptedLibrary, tmp_path: Path
+    classroom: Classroom, knowledge: ScriptedKnowledge, tmp_path: Path
 ) -> None:
     page = opened(classroom)
-    following(page, library)
+    following(page, knowledge)
     for name in ("mechanics.pdf", "第三章.docx"):
         (tmp_path / name).write_bytes(b"%PDF-")
     with page.expect_file_chooser() as chooser:
         page.click("#drop-choose")
     chooser.value.set_files([tmp_path / "mechanics.pdf", tmp_path / "第三章.docx"])
     page.wait_for_selector("#docs .doc >> nth=1")
-    assert [asked[1:] for asked in library.asked] == [
+    assert [asked[1:] for asked in knowledge.asked] == [
         (PHYSICS, "mechanics.pdf"),
         (PHYSICS, "第三章.docx"),
     ]
     row = ".doc[data-id='0000000000000001']"
     assert "Waiting" in page.inner_text(row)
-    library.put("physics-9", document(1, "mechanics.pdf", "reading", done=12, total=60))
+    knowledge.put("physics-9", document(1, "mechanics.pdf", "reading", done=12, total=60))
     page.wait_for_selector(f"{row}:has-text('page 12 of 60')")
     assert page.evaluate(f'document.querySelector("{row} progress").value') == 12
-    library.put("physics-9", document(1, "mechanics.pdf", "indexing", done=5, total=340))
+    knowledge.put("physics-9", document(1, "mechanics.pdf", "indexing", done=5, total=340))
     page.wait_for_selector(f"{row}:has-text('passage 5 of 340')")
-    library.put("physics-9", document(1, "mechanics.pdf"))
+    knowledge.put("physics-9", document(1, "mechanics.pdf"))
     page.wait_for_selector(f"{row}[data-state=ready]")
     assert page.locator(f"{row} progress").count() == 0
     for said in ("120 pages", "340 passages", "2.3 MB"):
@@ -122,17 +122,17 @@ def test_chosen_files_are_sent_and_followed_until_they_are_ready(
 
 @in_browser
 def test_files_are_dropped_anywhere_on_the_section(
-    classroom: Classroom, library: ScriptedLibrary
+    classroom: Classroom, knowledge: ScriptedKnowledge
 ) -> None:
     page = opened(classroom)
     page.wait_for_selector("#base:not([hidden])")
     assert drop(page, "a.md", "b.md", on="#trial-title") == [True, True]
     page.wait_for_selector("#docs .doc >> nth=1")
-    assert [asked[2] for asked in library.asked] == ["a.md", "b.md"]
+    assert [asked[2] for asked in knowledge.asked] == ["a.md", "b.md"]
     # Beside it nothing is uploaded, and the browser does not open the file in the page's place.
     assert drop(page, "c.md", on="#machine") == [False, True]
     page.wait_for_timeout(200)
-    assert len(library.asked) == 2
+    assert len(knowledge.asked) == 2
 
 
 @in_browser
@@ -140,18 +140,18 @@ def test_files_are_dropped_anywhere_on_the_section(
     ("language", "said"), [("en", "can't be read here"), ("zh", "这里读不了这种类型的文件")]
 )
 def test_a_refused_file_says_why_and_the_others_go_on(
-    classroom: Classroom, library: ScriptedLibrary, language: str, said: str
+    classroom: Classroom, knowledge: ScriptedKnowledge, language: str, said: str
 ) -> None:
     classroom.expected.append("415")
     page = opened(classroom, language)
     page.wait_for_selector("#base:not([hidden])")
     refusal = {"code": "document_type_unknown", "detail": "'a.exe' can't be read here."}
-    library.answers[f"POST {PHYSICS}"] = (415, refusal)
+    knowledge.answers[f"POST {PHYSICS}"] = (415, refusal)
     drop(page, "a.exe")
     page.wait_for_selector(".upload[data-state=refused]")
     assert "a.exe" in page.inner_text(".upload")
     assert said in page.inner_text(".upload")
-    del library.answers[f"POST {PHYSICS}"]
+    del knowledge.answers[f"POST {PHYSICS}"]
     drop(page, "b.md")
     page.wait_for_selector("#docs .doc:has-text('b.md')")
     page.click(".upload button >> nth=0")
@@ -161,7 +161,7 @@ def test_a_refused_file_says_why_and_the_others_go_on(
 
 @in_browser
 def test_an_upload_whose_line_breaks_is_sent_again(
-    classroom: Classroom, library: ScriptedLibrary
+    classroom: Classroom, knowledge: ScriptedKnowledge
 ) -> None:
     classroom.expected.append("ERR_FAILED")
     page = opened(classroom)
@@ -175,30 +175,30 @@ def test_an_upload_whose_line_breaks_is_sent_again(
 
 @in_browser
 def test_a_document_is_replaced_by_another_file(
-    classroom: Classroom, library: ScriptedLibrary, tmp_path: Path
+    classroom: Classroom, knowledge: ScriptedKnowledge, tmp_path: Path
 ) -> None:
     old = document(1, "old.md")
-    library.put("physics-9", old, silent=True)
+    knowledge.put("physics-9", old, silent=True)
     page = opened(classroom)
     page.wait_for_selector(".doc")
-    following(page, library)
+    following(page, knowledge)
     path = f"{PHYSICS}/{old['id']}"
-    library.answers[f"PUT {path}"] = (202, document(1, "new.md", "queued", answers=True))
+    knowledge.answers[f"PUT {path}"] = (202, document(1, "new.md", "queued", answers=True))
     (tmp_path / "new.md").write_text("# New")
     with page.expect_file_chooser() as chooser:
         page.click(".doc [data-act=replace]")
     chooser.value.set_files(tmp_path / "new.md")
     page.wait_for_selector("#uploads", state="hidden")
-    library.put("physics-9", document(1, "new.md", "queued", answers=True))
+    knowledge.put("physics-9", document(1, "new.md", "queued", answers=True))
     page.wait_for_selector(".doc:has-text('earlier version answers')")
-    assert library.asked == [("PUT", path, "new.md")]
+    assert knowledge.asked == [("PUT", path, "new.md")]
 
 
 @in_browser
 def test_what_is_dropped_where_no_course_is_goes_into_a_new_one(
-    classroom: Classroom, library: ScriptedLibrary
+    classroom: Classroom, knowledge: ScriptedKnowledge
 ) -> None:
-    del library.bases["physics-9"]
+    del knowledge.bases["physics-9"]
     page = opened(classroom)
     drop(page, "a.md", "b.md", on="#drop")
     page.wait_for_selector("#base-form:not([hidden])")
@@ -208,18 +208,18 @@ def test_what_is_dropped_where_no_course_is_goes_into_a_new_one(
     page.keyboard.press("Enter")
     page.wait_for_selector("#docs .doc >> nth=1")
     wish = {"kb_id": "chemie-fur-klasse-8", "title": "Chemie für Klasse 8"}
-    assert library.asked[0] == ("POST", "", wish)
+    assert knowledge.asked[0] == ("POST", "", wish)
     assert page.inner_text("#base-name") == "Chemie für Klasse 8"
 
 
 @in_browser
 def test_an_id_that_is_taken_is_refused_in_words(
-    classroom: Classroom, library: ScriptedLibrary
+    classroom: Classroom, knowledge: ScriptedKnowledge
 ) -> None:
     classroom.expected.append("409")
     page = opened(classroom)
     refusal = {"code": "knowledge_base_exists", "detail": "There is a knowledge base already."}
-    library.answers["POST "] = (409, refusal)
+    knowledge.answers["POST "] = (409, refusal)
     page.click("#base-new")
     page.fill("#base-title", "物理")
     assert page.input_value("#base-id") == "course-1"
@@ -232,19 +232,19 @@ def test_an_id_that_is_taken_is_refused_in_words(
 
 @in_browser
 def test_a_course_is_exported_and_imported(
-    classroom: Classroom, library: ScriptedLibrary, tmp_path: Path
+    classroom: Classroom, knowledge: ScriptedKnowledge, tmp_path: Path
 ) -> None:
     page = opened(classroom)
     page.wait_for_selector("#base:not([hidden])")
-    library.answers["GET /physics-9/export"] = (200, b"PK parcel")
+    knowledge.answers["GET /physics-9/export"] = (200, b"PK parcel")
     with page.expect_download() as download:
         page.click("#base-export")
     assert download.value.suggested_filename == "physics-9.zip"
     parcel = tmp_path / "parcel.zip"
     download.value.save_as(parcel)
     assert parcel.read_bytes() == b"PK parcel"
-    library.bases["optics"] = base("optics", "Optics")
-    library.answers["POST /import"] = (201, library.bases["optics"])
+    knowledge.bases["optics"] = base("optics", "Optics")
+    knowledge.answers["POST /import"] = (201, knowledge.bases["optics"])
     with page.expect_file_chooser() as chooser:
         page.click("#base-import")
     chooser.value.set_files(parcel)
@@ -257,28 +257,28 @@ def test_a_course_is_exported_and_imported(
 @in_browser
 @pytest.mark.parametrize(("language", "said"), [("en", "it is encrypted"), ("zh", "文件已加密")])
 def test_a_failed_document_says_why_and_is_tried_again(
-    classroom: Classroom, library: ScriptedLibrary, language: str, said: str
+    classroom: Classroom, knowledge: ScriptedKnowledge, language: str, said: str
 ) -> None:
     failed = document(1, "broken.pdf", "failed", problem=FAILURE, answers=True)
-    library.put("physics-9", failed, silent=True)
-    library.put("physics-9", document(2, "scan.pdf", empty_pages=[3, 4]), silent=True)
+    knowledge.put("physics-9", failed, silent=True)
+    knowledge.put("physics-9", document(2, "scan.pdf", empty_pages=[3, 4]), silent=True)
     page = opened(classroom, language)
     row = ".doc[data-state=failed]"
     page.wait_for_selector(row)
     assert said in page.inner_text(f"{row} .problem")
     assert "OCR" in page.inner_text(".doc[data-state=ready] .warning")
     again = document(1, "broken.pdf", "queued")
-    library.answers[f"POST {PHYSICS}/{failed['id']}/reindex"] = (202, again)
-    library.put("physics-9", again, silent=True)
+    knowledge.answers[f"POST {PHYSICS}/{failed['id']}/reindex"] = (202, again)
+    knowledge.put("physics-9", again, silent=True)
     page.click(f"{row} [data-act=retry]")
     page.wait_for_selector(".doc[data-state=queued]")
 
 
 @in_browser
 def test_the_language_is_switched_with_all_that_is_shown(
-    classroom: Classroom, library: ScriptedLibrary
+    classroom: Classroom, knowledge: ScriptedKnowledge
 ) -> None:
-    library.put("physics-9", document(1, "b.pdf", "failed", problem=FAILURE), silent=True)
+    knowledge.put("physics-9", document(1, "b.pdf", "failed", problem=FAILURE), silent=True)
     page = opened(classroom)
     page.wait_for_selector(".doc .problem:has-text('encrypted')")
     page.click("#language")
@@ -290,37 +290,37 @@ def test_the_language_is_switched_with_all_that_is_shown(
 
 @in_browser
 def test_when_the_stream_breaks_the_page_asks_and_then_listens_again(
-    classroom: Classroom, library: ScriptedLibrary
+    classroom: Classroom, knowledge: ScriptedKnowledge
 ) -> None:
     page = classroom.page()
     page.clock.install()
     page.goto(classroom.url)
     page.wait_for_selector("#base:not([hidden])")
-    following(page, library)
-    library.break_streams()
+    following(page, knowledge)
+    knowledge.break_streams()
     page.wait_for_timeout(300)
-    library.put("physics-9", document(1, "a.md", "reading", done=1, total=2), silent=True)
+    knowledge.put("physics-9", document(1, "a.md", "reading", done=1, total=2), silent=True)
     for _ in range(3):
         page.clock.run_for(2000)
         page.wait_for_timeout(100)
     page.wait_for_selector(".doc:has-text('page 1 of 2')")
-    assert library.streams == 1
+    assert knowledge.streams == 1
     for _ in range(5):
         page.clock.run_for(2000)
         page.wait_for_timeout(100)
-    following(page, library, streams=2)
-    library.put("physics-9", document(1, "a.md"))
+    following(page, knowledge, streams=2)
+    knowledge.put("physics-9", document(1, "a.md"))
     page.wait_for_selector(".doc[data-state=ready]")
 
 
 @in_browser
 def test_the_extracted_text_is_read_as_plain_text(
-    classroom: Classroom, library: ScriptedLibrary
+    classroom: Classroom, knowledge: ScriptedKnowledge
 ) -> None:
     told = document(1, "mechanics.pdf")
-    library.put("physics-9", told, silent=True)
+    knowledge.put("physics-9", told, silent=True)
     text = "# Mechanics\n\n<img src=x onerror=alert(1)>\n" + "A line of the book.\n" * 12_000
-    library.answers[f"GET {PHYSICS}/{told['id']}/text"] = (200, text)
+    knowledge.answers[f"GET {PHYSICS}/{told['id']}/text"] = (200, text)
     page = opened(classroom)
     page.click(".doc [data-act=read]")
     page.wait_for_selector("#reader .extracted")
@@ -339,15 +339,18 @@ def test_the_extracted_text_is_read_as_plain_text(
 
 @in_browser
 def test_a_question_shows_what_was_found_and_why(
-    classroom: Classroom, library: ScriptedLibrary
+    classroom: Classroom, knowledge: ScriptedKnowledge
 ) -> None:
     page = opened(classroom)
     page.wait_for_selector("#base:not([hidden])")
-    library.answers["POST /physics-9/search"] = (200, {"covered": True, "passages": [FOUND, BELOW]})
+    knowledge.answers["POST /physics-9/search"] = (
+        200,
+        {"covered": True, "passages": [FOUND, BELOW]},
+    )
     page.fill("#trial-question", "What is acceleration?")
     page.keyboard.press("Enter")
     page.wait_for_selector(".found-one >> nth=1")
-    assert library.asked == [("POST", "/physics-9/search", {"question": "What is acceleration?"})]
+    assert knowledge.asked == [("POST", "/physics-9/search", {"question": "What is acceleration?"})]
     assert "would answer" in page.inner_text(".trial-told")
     first = page.inner_text(".found-one >> nth=0")
     for said in ("mechanics.pdf", "Forces", "page 31", "acceleration", "83 %", "79 %", "60 %"):
@@ -356,7 +359,7 @@ def test_a_question_shows_what_was_found_and_why(
     order = "[...document.querySelector('.found').children].map((e) => e.className)"
     assert page.evaluate(order) == ["found-one", "bar-line", "found-one"]
     foreign = {**BELOW, "by_meaning": None}
-    library.answers["POST /physics-9/search"] = (200, {"covered": False, "passages": [foreign]})
+    knowledge.answers["POST /physics-9/search"] = (200, {"covered": False, "passages": [foreign]})
     page.keyboard.press("Enter")
     page.wait_for_selector(".trial-told[data-covered=false]")
     assert "not measured" in page.inner_text(".found-one")
@@ -366,9 +369,9 @@ def test_a_question_shows_what_was_found_and_why(
 
 
 @in_browser
-def test_deleting_is_asked_first(classroom: Classroom, library: ScriptedLibrary) -> None:
+def test_deleting_is_asked_first(classroom: Classroom, knowledge: ScriptedKnowledge) -> None:
     for number, name in enumerate(("a.md", "b.md"), 1):
-        library.put("physics-9", document(number, name), silent=True)
+        knowledge.put("physics-9", document(number, name), silent=True)
     page = opened(classroom)
     page.wait_for_selector("#docs .doc >> nth=1")
     for answer in ("Escape", "keep"):
@@ -378,23 +381,23 @@ def test_deleting_is_asked_first(classroom: Classroom, library: ScriptedLibrary)
         assert "a.md" in page.inner_text("#sure")
         page.keyboard.press("Escape" if answer == "Escape" else "Enter")  # "Keep it" is first
         page.wait_for_selector("#sure", state="hidden")
-    assert not library.asked
+    assert not knowledge.asked
     page.keyboard.press("Enter")
     page.wait_for_selector("#sure[open]")
     tab_to(page, "#sure .danger")
     page.keyboard.press("Enter")
     page.wait_for_selector(".doc:has-text('a.md')", state="detached")
-    assert library.asked == [("DELETE", f"{PHYSICS}/{1:016x}", None)]
+    assert knowledge.asked == [("DELETE", f"{PHYSICS}/{1:016x}", None)]
     assert page.evaluate("document.activeElement.closest('.doc')?.dataset.id") == f"{2:016x}"
     page.click("#base-delete")
     page.click("#sure .danger")
     page.wait_for_selector("#base", state="hidden")
-    assert library.asked[-1] == ("DELETE", "/physics-9", None)
+    assert knowledge.asked[-1] == ("DELETE", "/physics-9", None)
 
 
 @in_browser
 def test_a_shipped_course_is_shown_and_not_changed(
-    classroom: Classroom, library: ScriptedLibrary
+    classroom: Classroom, knowledge: ScriptedKnowledge
 ) -> None:
     page = opened(classroom)
     page.click(".card-base[data-id=python-basics]")
@@ -413,11 +416,14 @@ def test_a_shipped_course_is_shown_and_not_changed(
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("width", [320, 390])
 def test_a_phone_shows_it_all(
-    classroom: Classroom, library: ScriptedLibrary, width: int, language: str
+    classroom: Classroom, knowledge: ScriptedKnowledge, width: int, language: str
 ) -> None:
     long = "a-name-without-any-place-to-break-it-" * 5 + ".pdf"
-    library.put("physics-9", document(1, long, "failed", problem=FAILURE), silent=True)
-    library.answers["POST /physics-9/search"] = (200, {"covered": True, "passages": [FOUND, BELOW]})
+    knowledge.put("physics-9", document(1, long, "failed", problem=FAILURE), silent=True)
+    knowledge.answers["POST /physics-9/search"] = (
+        200,
+        {"covered": True, "passages": [FOUND, BELOW]},
+    )
     page = opened(classroom, language, size=(width, 700))
     page.click("#base-new")
     page.fill("#trial-question", "What?")
@@ -455,13 +461,13 @@ def test_each_language_has_every_sentence(classroom: Classroom) -> None:
 
 
 @in_browser
-def test_every_call_carries_the_key(classroom: Classroom, library: ScriptedLibrary) -> None:
+def test_every_call_carries_the_key(classroom: Classroom, knowledge: ScriptedKnowledge) -> None:
     page = classroom.page()
     page.add_init_script("sessionStorage.setItem('console.key', 'right')")
     page.goto(classroom.url)
     page.wait_for_selector("#base:not([hidden])")
-    following(page, library)
+    following(page, knowledge)
     drop(page, "a.md")
     page.wait_for_selector("#docs .doc")
-    assert set(library.keys) == {"Bearer right"}
+    assert set(knowledge.keys) == {"Bearer right"}
     assert "right" not in page.url

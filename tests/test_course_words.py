@@ -14,7 +14,7 @@ from tests.fakes import Clock, ScriptedASR, ToneTTS
 
 
 class Shelves:
-    """A library whose bases have a version and a word of that name."""
+    """Knowledge bases that have a version and a word of that name."""
 
     def __init__(self) -> None:
         self.versions: dict[str, int] = {}

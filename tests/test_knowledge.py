@@ -12,7 +12,7 @@ from gpuserver.errors import ConfigurationError
 from gpuserver.knowledge import course, vocabulary
 from gpuserver.knowledge.course_base import CourseBase
 from gpuserver.knowledge.index import Index
-from gpuserver.knowledge.library import Library
+from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.knowledge.vocabularies import MOST_PASSAGES, Vocabularies
 from gpuserver.language import Language
 from gpuserver.providers import Passage
@@ -273,12 +273,12 @@ def test_threads_may_search_at_once(index: Index) -> None:
 def test_a_malformed_course_stops_the_build(tmp_path: Path) -> None:
     folders = {"good": SHIPPED, "bad": write(tmp_path / "bad", b"text")}
     with pytest.raises(ConfigurationError, match="belongs to no passage"):
-        Library.open(folders, WordEmbeddings(), tmp_path, quiet)
+        KnowledgeBases.open(folders, WordEmbeddings(), tmp_path, quiet)
 
 
 def test_knowledge_bases(tmp_path: Path) -> None:
     root = write(tmp_path / "course", CHAPTER.encode())
-    bases = Library.open({"a": root, "b": SHIPPED}, WordEmbeddings(), tmp_path, quiet)
+    bases = KnowledgeBases.open({"a": root, "b": SHIPPED}, WordEmbeddings(), tmp_path, quiet)
     assert bases.known("a")
     assert not bases.known("c")
     (found,) = bases.search("while loop", "en", ["a", "c"])
@@ -334,11 +334,11 @@ def test_a_course_may_say_how_its_words_are_read(tmp_path: Path) -> None:
     (tmp_path / "en" / "a.md").write_text("# A\n\n## Tuples\n\nA tuple is fixed.\n", "utf-8")
     readings = tmp_path / "readings.txt"
     readings.write_text("# remark\n\nTuple tˈuːpəl tˈʌpəl  # both\n", "utf-8")
-    bases = Library.open({"a": tmp_path}, WordEmbeddings(), tmp_path / "cache", quiet)
+    bases = KnowledgeBases.open({"a": tmp_path}, WordEmbeddings(), tmp_path / "cache", quiet)
     assert bases.vocabulary(["a"]).readings == {"tuple": ("tˈuːpəl", "tˈʌpəl")}
     readings.write_text("tuple\n", "utf-8")
     with pytest.raises(ConfigurationError, match="line 1: 'tuple' has no reading"):
-        Library.open({"a": tmp_path}, WordEmbeddings(), tmp_path / "cache", quiet)
+        KnowledgeBases.open({"a": tmp_path}, WordEmbeddings(), tmp_path / "cache", quiet)
 
 
 def test_numbers_in_words() -> None:

@@ -16,7 +16,7 @@ import pytest
 from gpuserver.course_errors import ArchiveUnsafe, DiskFull, DocumentEmpty, TooManyDocuments
 from gpuserver.errors import EngineFailed
 from tests.conftest import Scripted, Serve
-from tests.memory_library import MemoryLibrary, in_memory
+from tests.memory_knowledge import MemoryKnowledge, in_memory
 
 pytestmark = pytest.mark.slow
 
@@ -43,13 +43,13 @@ ODD = [
 @asynccontextmanager
 async def door(
     serve: Serve, folder: Path, **settings: Any
-) -> AsyncIterator[tuple[Scripted, MemoryLibrary, httpx2.AsyncClient]]:
+) -> AsyncIterator[tuple[Scripted, MemoryKnowledge, httpx2.AsyncClient]]:
     """A server with the course "loops" and an empty knowledge base "physics"."""
     async with serve(**settings) as server:
-        library = in_memory(server, folder / "in")
-        library.put_base("physics", "Physics 9")
+        knowledge = in_memory(server, folder / "in")
+        knowledge.put_base("physics", "Physics 9")
         async with httpx2.AsyncClient(base_url=server.url, trust_env=False, timeout=30) as client:
-            yield server, library, client
+            yield server, knowledge, client
 
 
 def file(content: bytes = b"one two three", name: str = "mechanics.md") -> dict[str, Any]:
@@ -100,15 +100,15 @@ async def test_both_prefixes_are_the_same(serve: Serve, tmp_path: Path) -> None:
 
 
 async def test_documents_are_added_read_replaced_and_removed(serve: Serve, tmp_path: Path) -> None:
-    async with door(serve, tmp_path) as (_, library, client):
+    async with door(serve, tmp_path) as (_, knowledge, client):
         two = [("file", ("mechanics.md", b"one two")), ("file", ("光学.txt", b"light"))]
         taken = await client.post(f"{PHYSICS}/documents", files=two)
         assert taken.status_code == 202
         first, second = taken.json()["documents"]
         assert (first["name"], first["state"], first["bytes"]) == ("mechanics.md", "queued", 7)
         assert second["name"] == "光学.txt"
-        library.index("physics", first["id"])
-        library.index("physics", second["id"], DocumentEmpty(name="光学.txt"))
+        knowledge.index("physics", first["id"])
+        knowledge.index("physics", second["id"], DocumentEmpty(name="光学.txt"))
         listed = (await client.get(f"{PHYSICS}/documents")).json()
         assert listed["total"] == 2
         ready, failed = listed["documents"]
@@ -133,21 +133,21 @@ async def test_documents_are_added_read_replaced_and_removed(serve: Serve, tmp_p
 
 
 async def test_the_first_refusal_of_several_files_is_told(serve: Serve, tmp_path: Path) -> None:
-    async with door(serve, tmp_path) as (_, library, client):
-        library.refusals["add"] = [TooManyDocuments(limit=1)]
+    async with door(serve, tmp_path) as (_, knowledge, client):
+        knowledge.refusals["add"] = [TooManyDocuments(limit=1)]
         two = [("file", ("a.md", b"a")), ("file", ("b.md", b"b"))]
         refused = await client.post(f"{PHYSICS}/documents", files=two)
         assert (refused.status_code, refused.json()["code"]) == (409, "too_many_documents")
-        assert library.documents("physics") == []
-        assert await asyncio.to_thread(library.scratch) == []
+        assert knowledge.documents("physics") == []
+        assert await asyncio.to_thread(knowledge.scratch) == []
 
 
 @pytest.mark.parametrize("name", ["b.zip", "b.exe", "b"])
 async def test_a_document_is_replaced_by_one_document_only(
     serve: Serve, tmp_path: Path, name: str
 ) -> None:
-    async with door(serve, tmp_path) as (_, library, client):
-        library.put_document("physics", "1", b"one", "a.md")
+    async with door(serve, tmp_path) as (_, knowledge, client):
+        knowledge.put_document("physics", "1", b"one", "a.md")
         path = f"{PHYSICS}/documents/1"
         refused = await client.put(path, **file(name=name))
         assert (refused.status_code, refused.json()["code"]) == (415, "document_type_unknown")
@@ -155,24 +155,24 @@ async def test_a_document_is_replaced_by_one_document_only(
         assert (await client.put(path, files=two)).json()["code"] == "upload_invalid"
         missing = await client.put(f"{PHYSICS}/documents/2", **file())
         assert missing.json()["code"] == "document_not_found"
-        assert library.content("physics", "1") == b"one"
+        assert knowledge.content("physics", "1") == b"one"
 
 
 async def test_two_uploads_of_one_document_at_once_both_arrive(
     serve: Serve, tmp_path: Path
 ) -> None:
-    async with door(serve, tmp_path) as (_, library, client):
-        library.gate = asyncio.Event()
+    async with door(serve, tmp_path) as (_, knowledge, client):
+        knowledge.gate = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             uploads = [
                 group.create_task(client.post(f"{PHYSICS}/documents", **file(content * 100_000)))
                 for content in (b"a ", b"b ")
             ]
             await asyncio.sleep(0.1)
-            library.gate.set()
+            knowledge.gate.set()
         assert [upload.result().status_code for upload in uploads] == [202, 202]
-        [document] = library.documents("physics")
-        assert library.content("physics", document.id) in {b"a " * 100_000, b"b " * 100_000}
+        [document] = knowledge.documents("physics")
+        assert knowledge.content("physics", document.id) in {b"a " * 100_000, b"b " * 100_000}
 
 
 async def test_a_passage_is_shown_with_its_neighbours(serve: Serve, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ async def test_a_passage_is_shown_with_its_neighbours(serve: Serve, tmp_path: Pa
 
 
 async def test_a_question_is_tried(serve: Serve, tmp_path: Path) -> None:
-    async with door(serve, tmp_path) as (_, library, client):
+    async with door(serve, tmp_path) as (_, knowledge, client):
         body = {"question": "What is a list?", "tutor_id": 1}
         answer = (await client.post(f"{PHYSICS}/search", json=body)).json()
         assert answer["covered"] is True
@@ -207,7 +207,7 @@ async def test_a_question_is_tried(serve: Serve, tmp_path: Path) -> None:
         declined = await client.post(f"{PHYSICS}/search", json={"question": "谁是总统？"})
         assert declined.json()["covered"] is False
         await client.post(f"{PHYSICS}/search", json={"question": "x", "language": "zh"})
-        assert library.asked == [
+        assert knowledge.asked == [
             ("What is a list?", "en", ("physics", "loops")),
             ("谁是总统？", "zh", ("physics",)),
             ("x", "zh", ("physics",)),
@@ -233,8 +233,8 @@ async def test_a_question_that_can_not_be_tried(
 
 
 async def test_what_fails_below_is_told_by_its_sentence(serve: Serve, tmp_path: Path) -> None:
-    async with door(serve, tmp_path) as (_, library, client):
-        library.refusals = {
+    async with door(serve, tmp_path) as (_, knowledge, client):
+        knowledge.refusals = {
             "explain": [EngineFailed(engine="minilm")],
             "add": [DiskFull()],
             "create": [DiskFull()],
@@ -250,36 +250,36 @@ async def test_what_fails_below_is_told_by_its_sentence(serve: Serve, tmp_path: 
         ]
         assert [answer.status_code for answer in answers] == [503, 507, 507, 507, 422]
         assert "it is odd" in answers[-1].json()["detail"]
-        assert await asyncio.to_thread(library.scratch) == []
+        assert await asyncio.to_thread(knowledge.scratch) == []
 
 
 async def test_a_base_is_exported_and_imported_under_its_own_id_or_another(
     serve: Serve, tmp_path: Path
 ) -> None:
-    async with door(serve, tmp_path) as (server, library, client):
+    async with door(serve, tmp_path) as (server, knowledge, client):
         parcel = await client.get(f"{PHYSICS}/export")
         assert parcel.headers["content-type"] == "application/zip"
         assert parcel.headers["content-disposition"] == 'attachment; filename="physics.zip"'
         assert parcel.content == b"physics"
         await quiet(server)
-        assert await asyncio.to_thread(library.scratch) == []
+        assert await asyncio.to_thread(knowledge.scratch) == []
         own = await client.post(f"{BASES}/import", **file(b"bio"))
         assert (own.status_code, own.json()["kb_id"]) == (201, "bio")
         taken = await client.post(f"{BASES}/import", **file(b"bio"))
         assert (taken.status_code, taken.json()["code"]) == (409, "knowledge_base_exists")
         other = await client.post(f"{BASES}/import", data={"kb_id": "bio-2"}, **file(b"bio"))
         assert other.json()["kb_id"] == "bio-2"
-        assert await asyncio.to_thread(library.scratch) == []
+        assert await asyncio.to_thread(knowledge.scratch) == []
 
 
 async def test_an_export_that_nobody_waits_for_leaves_nothing_behind(
     serve: Serve, tmp_path: Path
 ) -> None:
-    async with door(serve, tmp_path) as (server, library, client):
+    async with door(serve, tmp_path) as (server, knowledge, client):
         async with client.stream("GET", f"{PHYSICS}/export"):
             pass
         await quiet(server)
-        assert await asyncio.to_thread(library.scratch) == []
+        assert await asyncio.to_thread(knowledge.scratch) == []
 
 
 async def quiet(server: Scripted) -> None:
@@ -291,7 +291,7 @@ async def quiet(server: Scripted) -> None:
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd[:20])
 async def test_an_odd_id_leads_nowhere(serve: Serve, tmp_path: Path, odd: str) -> None:
-    async with door(serve, tmp_path) as (_, library, client):
+    async with door(serve, tmp_path) as (_, knowledge, client):
         calls = [
             ("GET", ""),
             ("DELETE", ""),
@@ -310,8 +310,8 @@ async def test_an_odd_id_leads_nowhere(serve: Serve, tmp_path: Path, odd: str) -
             assert len(body) < 1000
             assert json.loads(body)["code"] in {"knowledge_base_not_found", "not_found"}
             assert json.loads(body)["detail"]
-        assert await asyncio.to_thread(library.scratch) == []
-        assert library.asked == []
+        assert await asyncio.to_thread(knowledge.scratch) == []
+        assert knowledge.asked == []
 
 
 async def raw(client: httpx2.AsyncClient, method: str, path: str) -> tuple[int, bytes]:
@@ -335,12 +335,12 @@ async def raw(client: httpx2.AsyncClient, method: str, path: str) -> tuple[int, 
     ["../../etc", "/etc", "a\x00b", "x" * 65, "phуsics", "a.", "", ".a", "Events", "x" * 5000],
 )
 async def test_no_base_is_made_under_an_odd_id(serve: Serve, tmp_path: Path, odd: str) -> None:
-    async with door(serve, tmp_path) as (_, library, client):
+    async with door(serve, tmp_path) as (_, knowledge, client):
         answer = await client.post(BASES, json={"kb_id": odd})
         assert answer.status_code == 422
         assert answer.json()["code"] in {"knowledge_base_id_invalid", "bad_request"}
         assert len(answer.content) < 1000
-        assert [base.kb_id for base in library.bases()] == ["loops", "physics"]
+        assert [base.kb_id for base in knowledge.bases()] == ["loops", "physics"]
 
 
 async def test_a_strange_document_leads_nowhere(serve: Serve, tmp_path: Path) -> None:
@@ -374,13 +374,13 @@ async def test_every_call_wants_the_management_key(serve: Serve, tmp_path: Path)
         ("GET", "/physics/documents/1/passages/1"),
         ("GET", "/..%2fetc"),
     ]
-    async with door(serve, tmp_path, management_api_key="key") as (_, library, client):
+    async with door(serve, tmp_path, management_api_key="key") as (_, knowledge, client):
         body = {"kb_id": "stranger", "question": "a"}
         for method, path in calls:
             sent = body if method == "POST" else None
             answer = await client.request(method, BASES + path, json=sent)
             assert (answer.status_code, answer.json()["code"]) == (401, "key_refused"), path
-        assert [base.kb_id for base in library.bases()] == ["loops", "physics"]
+        assert [base.kb_id for base in knowledge.bases()] == ["loops", "physics"]
         with_key = await client.get(BASES, headers={"X-API-Key": "key"})
         assert with_key.status_code == 200
 
@@ -401,10 +401,10 @@ async def test_before_the_courses_are_there_it_says_when_to_come_back(
 async def test_a_student_reads_passages_of_the_session_and_of_the_tutor_only(
     serve: Serve, tmp_path: Path
 ) -> None:
-    async with door(serve, tmp_path, management_api_key="key") as (server, library, client):
-        library.put_base("secret")
+    async with door(serve, tmp_path, management_api_key="key") as (server, knowledge, client):
+        knowledge.put_base("secret")
         for kb_id in ("physics", "secret"):
-            library.put_document(kb_id, "1", b"one two", "a.md")
+            knowledge.put_document(kb_id, "1", b"one two", "a.md")
         async with server.management("key") as management:
             ticket = await management.create_session(kb_id="physics")
             stranger = await management.create_session()
@@ -463,8 +463,8 @@ async def told(lines: AsyncIterator[str]) -> dict[str, Any]:
 async def test_events_begin_with_the_present_state_and_tell_every_change(
     serve: Serve, tmp_path: Path
 ) -> None:
-    async with door(serve, tmp_path) as (_, library, client):
-        library.put_document("physics", "1", b"one", "a.md")
+    async with door(serve, tmp_path) as (_, knowledge, client):
+        knowledge.put_document("physics", "1", b"one", "a.md")
         async with client.stream("GET", f"{PHYSICS}/events") as stream, asyncio.timeout(10):
             assert stream.headers["content-type"].startswith("text/event-stream")
             lines = stream.aiter_lines()
@@ -472,8 +472,8 @@ async def test_events_begin_with_the_present_state_and_tell_every_change(
             assert (base["event"], base["kb_id"], base["title"]) == ("base", "physics", "Physics 9")
             assert (document["event"], document["kb_id"]) == ("document", "physics")
             assert (document["id"], document["state"]) == ("1", "queued")
-            library.put_document("loops", "en/other", b"x", "elsewhere.md")
-            library.index("physics", "1")
+            knowledge.put_document("loops", "en/other", b"x", "elsewhere.md")
+            knowledge.index("physics", "1")
             assert (await told(lines))["state"] == "ready"
             await client.delete(f"{PHYSICS}/documents/1")
             removed = await told(lines)
@@ -481,27 +481,27 @@ async def test_events_begin_with_the_present_state_and_tell_every_change(
             await client.delete(PHYSICS)
             assert (await told(lines))["document_id"] is None
             assert [line async for line in lines if line] == []
-        assert library.watchers == set()
+        assert knowledge.watchers == set()
 
 
 async def test_the_events_of_all_bases_and_a_reader_who_leaves(
     serve: Serve, tmp_path: Path
 ) -> None:
-    async with door(serve, tmp_path) as (_, library, client):
+    async with door(serve, tmp_path) as (_, knowledge, client):
         async with client.stream("GET", f"{BASES}/events") as stream, asyncio.timeout(10):
             lines = stream.aiter_lines()
             first = [await told(lines) for _ in range(3)]
             assert [each["event"] for each in first] == ["base", "document", "base"]
             await client.post(BASES, json={"kb_id": "new"})
             assert (await told(lines))["kb_id"] == "new"
-            assert len(library.watchers) == 1
+            assert len(knowledge.watchers) == 1
         async with asyncio.timeout(10):
-            while library.watchers:
+            while knowledge.watchers:
                 await asyncio.sleep(0.01)
 
 
 async def test_events_end_cleanly_when_the_server_stops(serve: Serve, tmp_path: Path) -> None:
-    async with door(serve, tmp_path, shutdown_grace_seconds=30) as (server, library, client):
+    async with door(serve, tmp_path, shutdown_grace_seconds=30) as (server, knowledge, client):
         async with client.stream("GET", f"{PHYSICS}/events") as stream, asyncio.timeout(10):
             lines = stream.aiter_lines()
             await told(lines)
@@ -509,11 +509,11 @@ async def test_events_end_cleanly_when_the_server_stops(serve: Serve, tmp_path: 
             # An answer that was cut off would raise here.
             assert [line async for line in lines if line] == []
             await stopping
-        assert library.watchers == set()
+        assert knowledge.watchers == set()
 
 
 async def test_a_reader_who_reads_nothing_is_dropped(serve: Serve, tmp_path: Path) -> None:
-    async with door(serve, tmp_path, send_timeout_seconds=0.3) as (server, library, _):
+    async with door(serve, tmp_path, send_timeout_seconds=0.3) as (server, knowledge, _):
         raw_socket = socket.socket()
         raw_socket.setblocking(False)
         raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -524,16 +524,16 @@ async def test_a_reader_who_reads_nothing_is_dropped(serve: Serve, tmp_path: Pat
             ask = f"GET {PHYSICS}/events HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n"
             await loop.sock_sendall(raw_socket, ask.encode())
             async with asyncio.timeout(10):
-                while not library.watchers:
+                while not knowledge.watchers:
                     await asyncio.sleep(0.01)
             for n in range(300):
-                library.put_document("physics", "1", b"x", f"{n}" + "n" * 100_000)
+                knowledge.put_document("physics", "1", b"x", f"{n}" + "n" * 100_000)
             async with asyncio.timeout(10):
-                while library.watchers or server.server.server_state.connections:
+                while knowledge.watchers or server.server.server_state.connections:
                     await asyncio.sleep(0.01)
 
 
-# With the server's own library
+# With the server's own knowledge
 
 
 async def test_a_course_is_uploaded_followed_searched_quoted_taken_along_and_deleted(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuserver.knowledge.library import Library
+from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.language import Language
 from gpuserver.providers import Place
 from gpuserver.providers.minilm import MiniLMEmbeddings
@@ -15,20 +15,22 @@ SHIPPED = Path(__file__).resolve().parent.parent / "gpuserver" / "courses" / "py
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Library:
+def bases(tmp_path_factory: pytest.TempPathFactory) -> KnowledgeBases:
     data = tmp_path_factory.mktemp("data")
     embeddings = MiniLMEmbeddings("", Place(data))
     embeddings.load()
-    return Library.open({"python": SHIPPED}, embeddings, data / "index", lambda done, total: None)
+    return KnowledgeBases.open(
+        {"python": SHIPPED}, embeddings, data / "index", lambda done, total: None
+    )
 
 
-def test_english_questions_find_their_passage(bases: Library) -> None:
+def test_english_questions_find_their_passage(bases: KnowledgeBases) -> None:
     report = run(bases, ["python"], "en", read(DATA / "questions.en.jsonl"))
     assert report.asked >= 20
     assert report.recall_at_3 >= 0.95, report
 
 
-def test_chinese_questions_that_share_words_find_their_passage(bases: Library) -> None:
+def test_chinese_questions_that_share_words_find_their_passage(bases: KnowledgeBases) -> None:
     questions = read(DATA / "questions.zh.jsonl")
     report = run(bases, ["python"], "zh", questions, lambda item: bool(item["shares_words"]))
     assert report.asked >= 10
@@ -36,7 +38,7 @@ def test_chinese_questions_that_share_words_find_their_passage(bases: Library) -
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_outside_questions_are_declined(bases: Library, language: Language) -> None:
+def test_outside_questions_are_declined(bases: KnowledgeBases, language: Language) -> None:
     report = run(bases, ["python"], language, read(DATA / f"outside.{language}.jsonl"))
     assert report.asked >= 20
     assert report.refusal_rate >= 18 / 20, f"{report}\n" + "\n".join(report.answered)

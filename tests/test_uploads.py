@@ -14,7 +14,7 @@ import pytest
 
 from gpuserver.api import uploads
 from tests.conftest import Scripted, Serve
-from tests.memory_library import MemoryLibrary, in_memory
+from tests.memory_knowledge import MemoryKnowledge, in_memory
 
 pytestmark = pytest.mark.slow
 
@@ -26,14 +26,14 @@ FORM = f"multipart/form-data; boundary={BOUNDARY}"
 @asynccontextmanager
 async def door(
     serve: Serve, folder: Path, **settings: Any
-) -> AsyncIterator[tuple[Scripted, MemoryLibrary, httpx2.AsyncClient]]:
+) -> AsyncIterator[tuple[Scripted, MemoryKnowledge, httpx2.AsyncClient]]:
     """A server with an empty knowledge base "physics"; its uploads leave nothing in `folder`."""
     async with serve(**settings) as server:
-        library = in_memory(server, folder)
-        library.put_base("physics")
+        knowledge = in_memory(server, folder)
+        knowledge.put_base("physics")
         async with httpx2.AsyncClient(base_url=server.url, trust_env=False, timeout=30) as client:
-            yield server, library, client
-    assert await asyncio.to_thread(library.scratch) == []
+            yield server, knowledge, client
+    assert await asyncio.to_thread(knowledge.scratch) == []
 
 
 def part(content: bytes, name: str | None = "a.txt", field: str = "file") -> bytes:
@@ -54,14 +54,14 @@ async def post(
 
 async def test_files_arrive_whole_and_in_order(serve: Serve, tmp_path: Path) -> None:
     big = bytes(range(256)) * 20_000  # line ends and all
-    async with door(serve, tmp_path / "in") as (_, library, client):
+    async with door(serve, tmp_path / "in") as (_, knowledge, client):
         answer = await post(
             client, whole(part(b"one", "1.txt"), part(big, "2.md"), part(b"", "3.txt"))
         )
         assert answer.status_code == 202
         names = {each["name"]: each["id"] for each in answer.json()["documents"]}
         assert list(names) == ["1.txt", "2.md", "3.txt"]
-        held = [library.content("physics", each) for each in names.values()]
+        held = [knowledge.content("physics", each) for each in names.values()]
         assert held == [b"one", big, b""]
 
 
@@ -98,11 +98,11 @@ async def test_a_name_is_never_a_path(
 async def test_a_bad_name_is_refused_with_a_sentence(
     serve: Serve, tmp_path: Path, name: str, code: str, status: int
 ) -> None:
-    async with door(serve, tmp_path / "in") as (_, library, client):
+    async with door(serve, tmp_path / "in") as (_, knowledge, client):
         answer = await post(client, whole(part(b"x", name)))
         assert (answer.status_code, answer.json()["code"]) == (status, code)
         assert len(answer.json()["detail"]) < 400
-        assert library.documents("physics") == []
+        assert knowledge.documents("physics") == []
 
 
 async def test_a_name_that_is_no_text_is_refused(serve: Serve, tmp_path: Path) -> None:
@@ -136,11 +136,11 @@ async def test_a_name_that_is_no_text_is_refused(serve: Serve, tmp_path: Path) -
 async def test_what_is_no_upload_is_refused_with_a_sentence(
     serve: Serve, tmp_path: Path, body: bytes, kind: str, said: str
 ) -> None:
-    async with door(serve, tmp_path / "in") as (_, library, client):
+    async with door(serve, tmp_path / "in") as (_, knowledge, client):
         answer = await post(client, body, kind=kind)
         assert (answer.status_code, answer.json()["code"]) == (422, "upload_invalid")
         assert said in answer.json()["detail"]
-        assert library.documents("physics") == []
+        assert knowledge.documents("physics") == []
 
 
 async def test_headers_of_a_part_are_bounded(serve: Serve, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ async def test_headers_of_a_part_are_bounded(serve: Serve, tmp_path: Path) -> No
 async def test_a_file_may_be_as_large_as_the_limit_and_no_larger(
     serve: Serve, tmp_path: Path
 ) -> None:
-    async with door(serve, tmp_path / "in", max_upload_mb=1) as (_, library, client):
+    async with door(serve, tmp_path / "in", max_upload_mb=1) as (_, knowledge, client):
         right = await post(client, whole(part(b"x" * (1 << 20))))
         assert right.status_code == 202
         above = await post(client, whole(part(b"x" * ((1 << 20) + 1), "b.txt")))
@@ -162,7 +162,7 @@ async def test_a_file_may_be_as_large_as_the_limit_and_no_larger(
         # In one form several may be as large, each for itself.
         both = await post(client, whole(*[part(b"x" * (1 << 20), f"{n}.txt") for n in "cd"]))
         assert both.status_code == 202
-        assert [each.name for each in library.documents("physics")] == ["a.txt", "c.txt", "d.txt"]
+        assert [each.name for each in knowledge.documents("physics")] == ["a.txt", "c.txt", "d.txt"]
 
 
 async def chunks(size: int) -> AsyncIterator[bytes]:
@@ -231,10 +231,10 @@ def head(server: Scripted, length: int, *more: str) -> bytes:
     return "\r\n".join(lines).encode()
 
 
-async def arrived(library: MemoryLibrary) -> None:
+async def arrived(knowledge: MemoryKnowledge) -> None:
     """Wait until a part of the upload is on the disk."""
     async with asyncio.timeout(10):
-        while not await asyncio.to_thread(library.scratch):
+        while not await asyncio.to_thread(knowledge.scratch):
             await asyncio.sleep(0.01)
 
 
@@ -259,13 +259,13 @@ async def test_a_refused_upload_is_answered_before_its_body_comes(
 async def test_an_upload_cut_in_the_middle_leaves_nothing_behind(
     serve: Serve, tmp_path: Path
 ) -> None:
-    async with door(serve, tmp_path / "in") as (server, library, client):
+    async with door(serve, tmp_path / "in") as (server, knowledge, client):
         async with line(server) as (_, writer):
             writer.write(head(server, 50 << 20) + part(b"x" * (3 << 20)))
-            await arrived(library)
+            await arrived(knowledge)
         await gone(server)
-        assert await asyncio.to_thread(library.scratch) == []
-        assert library.documents("physics") == []
+        assert await asyncio.to_thread(knowledge.scratch) == []
+        assert knowledge.documents("physics") == []
         assert (await post(client, whole(part(b"x")))).status_code == 202
 
 
@@ -273,14 +273,14 @@ async def test_a_stalled_upload_is_dropped(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads, "SILENCE_SECONDS", 0.2)
-    async with door(serve, tmp_path / "in") as (server, library, _):
+    async with door(serve, tmp_path / "in") as (server, knowledge, _):
         async with line(server) as (reader, writer), asyncio.timeout(15):
             writer.write(head(server, 50 << 20) + part(b"x" * (3 << 20)))
             answer = await reader.read()
         assert b"408" in answer.splitlines()[0]
         assert b"body_too_slow" in answer
         await gone(server)
-        assert library.documents("physics") == []
+        assert knowledge.documents("physics") == []
 
 
 async def test_a_slow_upload_that_goes_on_is_taken(
@@ -288,23 +288,23 @@ async def test_a_slow_upload_that_goes_on_is_taken(
 ) -> None:
     monkeypatch.setattr(uploads, "SILENCE_SECONDS", 5)
     body = whole(part(b"x" * 300))
-    async with door(serve, tmp_path / "in") as (server, library, _):
+    async with door(serve, tmp_path / "in") as (server, knowledge, _):
         async with line(server) as (reader, writer), asyncio.timeout(15):
             writer.write(head(server, len(body)))
             for start in range(0, len(body), 40):
                 writer.write(body[start : start + 40])
                 await asyncio.sleep(0.01)
             assert b"202" in await reader.readline()
-        assert [each.bytes for each in library.documents("physics")] == [300]
+        assert [each.bytes for each in knowledge.documents("physics")] == [300]
 
 
 async def test_an_upload_while_the_server_stops_leaves_nothing_behind(
     serve: Serve, tmp_path: Path
 ) -> None:
-    async with door(serve, tmp_path / "in", shutdown_grace_seconds=10) as (server, library, _):
+    async with door(serve, tmp_path / "in", shutdown_grace_seconds=10) as (server, knowledge, _):
         async with line(server) as (reader, writer):
             writer.write(head(server, 50 << 20) + part(b"x" * (3 << 20)))
-            await arrived(library)
+            await arrived(knowledge)
             stopping = asyncio.create_task(server.server.shutdown())
             await server.state.closing.wait()
             writer.write(b"x" * (1 << 20))
@@ -313,7 +313,7 @@ async def test_an_upload_while_the_server_stops_leaves_nothing_behind(
                 assert b"503" in answer.splitlines()[0]
                 assert b"shutting_down" in answer
                 await stopping
-        assert await asyncio.to_thread(library.scratch) == []
+        assert await asyncio.to_thread(knowledge.scratch) == []
 
 
 @contextmanager
@@ -328,11 +328,11 @@ def full_disk(free: int) -> Iterator[None]:
 
 
 async def test_a_full_disk_is_told_and_nothing_stays(serve: Serve, tmp_path: Path) -> None:
-    async with door(serve, tmp_path / "in") as (_, library, client):
+    async with door(serve, tmp_path / "in") as (_, knowledge, client):
         with full_disk(2 << 20):
             answer = await post(client, whole(part(b"x" * (5 << 20))))
         assert (answer.status_code, answer.json()["code"]) == (507, "disk_full")
-        assert await asyncio.to_thread(library.scratch) == []
+        assert await asyncio.to_thread(knowledge.scratch) == []
         assert (await post(client, whole(part(b"x" * (5 << 20))))).status_code == 202
 
 

@@ -42,7 +42,7 @@ from gpuserver.errors import (
     TokenRefused,
 )
 from gpuserver.knowledge.info import check_name, is_id
-from gpuserver.knowledge.library import Library
+from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.knowledge.transfer import check_type
 from gpuserver.language import detect
 from gpuserver.runtimes.finishing import finish_in_thread
@@ -63,13 +63,13 @@ def is_upload(scope: Scope) -> bool:
     return scope["method"] in {"POST", "PUT"} and bool(_UPLOADS.fullmatch(scope["path"]))
 
 
-def _library(request: Request, _: Guarded) -> Library:
+def _knowledge(request: Request, _: Guarded) -> KnowledgeBases:
     return state_of(request).tutoring.knowledge
 
 
-def _known(kb_id: str, library: Known) -> str:
+def _known(kb_id: str, knowledge: Known) -> str:
     """An id from a path; one that nobody has goes no further. Raises KnowledgeBaseNotFound."""
-    if not library.known(kb_id):
+    if not knowledge.known(kb_id):
         raise KnowledgeBaseNotFound(kb_id=kb_id[:_SHOWN])
     return kb_id
 
@@ -79,7 +79,7 @@ def _bounded(document_id: str) -> str:
     return document_id[:400]
 
 
-Known = Annotated[Library, Depends(_library)]
+Known = Annotated[KnowledgeBases, Depends(_knowledge)]
 KbId = Annotated[str, Depends(_known)]
 DocumentId = Annotated[str, Depends(_bounded)]
 
@@ -87,56 +87,56 @@ router = APIRouter()
 
 
 @router.post(_BASES, status_code=status.HTTP_201_CREATED)
-async def create_base(new: NewBase, library: Known) -> Base:
+async def create_base(new: NewBase, knowledge: Known) -> Base:
     """Make an empty knowledge base."""
-    return Base.of(await library.create(new.kb_id, new.title))
+    return Base.of(await knowledge.create(new.kb_id, new.title))
 
 
 @router.get(_BASES)
-async def list_bases(library: Known) -> BaseList:
+async def list_bases(knowledge: Known) -> BaseList:
     """Every knowledge base: those uploaded, and the courses of the tutors file."""
-    bases = [Base.of(info) for info in library.bases()]
+    bases = [Base.of(info) for info in knowledge.bases()]
     return BaseList(total=len(bases), knowledge_bases=bases)
 
 
 @router.post(f"{_BASES}/import", status_code=status.HTTP_201_CREATED)
-async def import_base(request: Request, library: Known) -> Base:
+async def import_base(request: Request, knowledge: Known) -> Base:
     """Take in an exported knowledge base (`file`), under its own id or the field `kb_id`."""
     rules = _rules(state_of(request), lambda name: None, files=1, fields=frozenset({"kb_id"}))
-    async with received(request, library.importing(), rules) as form:
+    async with received(request, knowledge.importing(), rules) as form:
         kb_id = form.fields.get("kb_id") or None
-        return Base.of(await library.import_(form.files[0].path, kb_id))
+        return Base.of(await knowledge.import_(form.files[0].path, kb_id))
 
 
 @router.get(f"{_BASES}/events", response_class=EventSourceResponse)
-async def all_events(request: Request, library: Known) -> Events:
+async def all_events(request: Request, knowledge: Known) -> Events:
     """Every change of every knowledge base, as server-sent events."""
-    return Events(library.watch(), state_of(request).closing)
+    return Events(knowledge.watch(), state_of(request).closing)
 
 
 @router.get(_BASE)
-async def get_base(kb_id: KbId, library: Known) -> Base:
+async def get_base(kb_id: KbId, knowledge: Known) -> Base:
     """One knowledge base."""
-    return Base.of(library.base(kb_id))
+    return Base.of(knowledge.base(kb_id))
 
 
 @router.delete(_BASE, status_code=status.HTTP_204_NO_CONTENT)
-async def delete_base(kb_id: str, library: Known) -> Response:
+async def delete_base(kb_id: str, knowledge: Known) -> Response:
     """Delete a knowledge base with all its documents, also one that can't be read any more."""
     if not is_id(kb_id):
         raise KnowledgeBaseNotFound(kb_id=kb_id[:_SHOWN])
-    await library.delete(kb_id)
+    await knowledge.delete(kb_id)
     return Response(status_code=status.HTTP_204_NO_CONTENT)
 
 
 @router.get(f"{_BASE}/events", response_class=EventSourceResponse)
-async def base_events(kb_id: KbId, request: Request, library: Known) -> Events:
+async def base_events(kb_id: KbId, request: Request, knowledge: Known) -> Events:
     """Every change of one knowledge base, as server-sent events; its present state first."""
-    return Events(library.watch(kb_id), state_of(request).closing)
+    return Events(knowledge.watch(kb_id), state_of(request).closing)
 
 
 @router.post(f"{_BASE}/search")
-async def search(kb_id: KbId, asked: Question, request: Request, library: Known) -> Answer:
+async def search(kb_id: KbId, asked: Question, request: Request, knowledge: Known) -> Answer:
     """What a question finds, and why: for the teacher to try."""
     state = state_of(request)
     if not asked.question.strip():
@@ -148,19 +148,19 @@ async def search(kb_id: KbId, asked: Question, request: Request, library: Known)
     courses = () if asked.tutor_id is None else tutor.knowledge
     language = asked.language or detect(asked.question, tutor.language)
     found = await asyncio.to_thread(
-        library.explain, asked.question, language, tuple(dict.fromkeys((kb_id, *courses)))
+        knowledge.explain, asked.question, language, tuple(dict.fromkeys((kb_id, *courses)))
     )
     covered = any(one.covered for one in found)
     return Answer(covered=covered, passages=[Found.of(one) for one in found])
 
 
 @router.get(f"{_BASE}/export", response_class=FileResponse)
-async def export_base(kb_id: KbId, request: Request, library: Known) -> FileResponse:
+async def export_base(kb_id: KbId, request: Request, knowledge: Known) -> FileResponse:
     """The whole knowledge base as one zip, which `import` takes."""
     # A folder of its own: the same base may be on its way to somebody else.
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=library.importing()))
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=knowledge.importing()))
     try:
-        parcel = await library.export(kb_id, folder)
+        parcel = await knowledge.export(kb_id, folder)
     except BaseException:
         await finish_in_thread(rmtree, folder, True)
         raise
@@ -168,14 +168,14 @@ async def export_base(kb_id: KbId, request: Request, library: Known) -> FileResp
 
 
 @router.get(f"{_BASE}/documents")
-async def list_documents(kb_id: KbId, library: Known) -> DocumentList:
+async def list_documents(kb_id: KbId, knowledge: Known) -> DocumentList:
     """The documents of a knowledge base, by name."""
-    documents = [Document.of(info) for info in library.documents(kb_id)]
+    documents = [Document.of(info) for info in knowledge.documents(kb_id)]
     return DocumentList(total=len(documents), documents=documents)
 
 
 @router.post(f"{_BASE}/documents", status_code=status.HTTP_202_ACCEPTED)
-async def add_documents(kb_id: KbId, request: Request, library: Known) -> Taken:
+async def add_documents(kb_id: KbId, request: Request, knowledge: Known) -> Taken:
     """Upload documents, or zips of them: multipart, field `file`, several allowed.
 
     One of the same name is replaced. They are indexed after the answer. The first that is refused
@@ -183,25 +183,25 @@ async def add_documents(kb_id: KbId, request: Request, library: Known) -> Taken:
     """
     taken: list[Document] = []
     rules = _rules(state_of(request), partial(_check_document, archives=True))
-    async with received(request, library.incoming(kb_id), rules) as form:
+    async with received(request, knowledge.incoming(kb_id), rules) as form:
         for file in form.files:
-            added = await library.add(kb_id, check_name(file.name), file.path)
+            added = await knowledge.add(kb_id, check_name(file.name), file.path)
             taken += [Document.of(info) for info in added]
     return Taken(documents=taken)
 
 
 @router.get(f"{_DOCUMENT}/text", response_class=PlainTextResponse)
-async def get_text(kb_id: KbId, document_id: DocumentId, library: Known) -> PlainTextResponse:
+async def get_text(kb_id: KbId, document_id: DocumentId, knowledge: Known) -> PlainTextResponse:
     """All that was extracted of a document, as Markdown."""
     return PlainTextResponse(
-        await library.text(kb_id, document_id), media_type="text/markdown; charset=utf-8"
+        await knowledge.text(kb_id, document_id), media_type="text/markdown; charset=utf-8"
     )
 
 
 @router.post(f"{_DOCUMENT}/reindex", status_code=status.HTTP_202_ACCEPTED)
-async def reindex(kb_id: KbId, document_id: DocumentId, library: Known) -> Document:
+async def reindex(kb_id: KbId, document_id: DocumentId, knowledge: Known) -> Document:
     """Read a document again."""
-    return Document.of(await library.reindex(kb_id, document_id))
+    return Document.of(await knowledge.reindex(kb_id, document_id))
 
 
 @router.get(f"{_DOCUMENT}/passages/{{n}}")
@@ -220,11 +220,11 @@ async def get_passage(
     """
     if session_id is None:
         guard(request)
-        library = state_of(request).tutoring.knowledge
-        return await _passage(library, _known(kb_id, library), document_id, n)
+        knowledge = state_of(request).tutoring.knowledge
+        return await _passage(knowledge, _known(kb_id, knowledge), document_id, n)
     try:
-        library = _readable_by_student(request, kb_id, session_id)
-        return await _passage(library, kb_id, document_id, n)
+        knowledge = _readable_by_student(request, kb_id, session_id)
+        return await _passage(knowledge, kb_id, document_id, n)
     except GpuServerError as error:
         if error.status < 500:
             raise PassageNotFound(n=n[:_SHOWN]) from None
@@ -232,45 +232,47 @@ async def get_passage(
 
 
 @router.get(_DOCUMENT)
-async def get_document(kb_id: KbId, document_id: DocumentId, library: Known) -> Document:
+async def get_document(kb_id: KbId, document_id: DocumentId, knowledge: Known) -> Document:
     """One document."""
-    return Document.of(library.document(kb_id, document_id))
+    return Document.of(knowledge.document(kb_id, document_id))
 
 
 @router.put(_DOCUMENT, status_code=status.HTTP_202_ACCEPTED)
 async def replace_document(
-    kb_id: KbId, document_id: DocumentId, request: Request, library: Known
+    kb_id: KbId, document_id: DocumentId, request: Request, knowledge: Known
 ) -> Document:
     """Upload another file for a document; the old one answers until the new one is indexed."""
-    library.document(kb_id, document_id)
+    knowledge.document(kb_id, document_id)
     rules = _rules(state_of(request), partial(_check_document, archives=False), files=1)
-    async with received(request, library.incoming(kb_id), rules) as form:
+    async with received(request, knowledge.incoming(kb_id), rules) as form:
         file = form.files[0]
         name = check_name(file.name)
-        return Document.of(await library.replace(kb_id, document_id, name, file.path))
+        return Document.of(await knowledge.replace(kb_id, document_id, name, file.path))
 
 
 @router.delete(_DOCUMENT, status_code=status.HTTP_204_NO_CONTENT)
-async def remove_document(kb_id: KbId, document_id: DocumentId, library: Known) -> Response:
+async def remove_document(kb_id: KbId, document_id: DocumentId, knowledge: Known) -> Response:
     """Delete a document."""
-    await library.remove(kb_id, document_id)
+    await knowledge.remove(kb_id, document_id)
     return Response(status_code=status.HTTP_204_NO_CONTENT)
 
 
 @router.api_route(
     f"{_BASES}/{{odd:path}}", methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False
 )
-async def no_such_base(odd: str, library: Known) -> None:
+async def no_such_base(odd: str, knowledge: Known) -> None:
     """An id that is a path, `..%2f..%2fetc`, leads nowhere else."""
-    if library.known(odd.partition("/")[0]):
+    if knowledge.known(odd.partition("/")[0]):
         raise HTTPException(status.HTTP_404_NOT_FOUND)
     raise KnowledgeBaseNotFound(kb_id=odd[:_SHOWN])
 
 
-async def _passage(library: Library, kb_id: str, document_id: str, number: str) -> PassageInfo:
+async def _passage(
+    knowledge: KnowledgeBases, kb_id: str, document_id: str, number: str
+) -> PassageInfo:
     if not re.fullmatch(r"[1-9][0-9]{0,8}", number):
         raise PassageNotFound(n=number[:_SHOWN])
-    passage, before, after = await library.passage(kb_id, document_id, int(number))
+    passage, before, after = await knowledge.passage(kb_id, document_id, int(number))
     return PassageInfo(
         kb_id=kb_id,
         document_id=document_id,
@@ -284,8 +286,8 @@ async def _passage(library: Library, kb_id: str, document_id: str, number: str) 
     )
 
 
-def _readable_by_student(request: Request, kb_id: str, session_id: str) -> Library:
-    """The library, for a student of a live session who may read of this base.
+def _readable_by_student(request: Request, kb_id: str, session_id: str) -> KnowledgeBases:
+    """The knowledge bases, for a student of a live session who may read of this base.
 
     Raises TokenRefused, TutorNotFound.
     """

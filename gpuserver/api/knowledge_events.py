@@ -20,7 +20,7 @@ _SEPARATOR: Final = "\n"
 class Events(EventSourceResponse):
     """`event: base`, `document` or `removed` with its JSON, and a comment now and then.
 
-    One who reads slowly is told the newest states only: the library sees to that.
+    One who reads slowly is told the newest states only: the knowledge sees to that.
     """
 
     def __init__(self, changes: AsyncIterator[Change], closing: asyncio.Event) -> None:

@@ -20,7 +20,7 @@ from gpuserver.errors import (
     SpeechUnavailable,
     known_cause,
 )
-from gpuserver.knowledge.library import Library
+from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.language import LANGUAGES, Language
 from gpuserver.observability import get_logger
 from gpuserver.providers import (
@@ -61,7 +61,7 @@ class AIEngine:
         asr: ASR | None,
         tts: TTS | None,
         vad: VAD,
-        knowledge: Library,
+        knowledge: KnowledgeBases,
         words: CourseWords | None,
         adapter: str = "",
         held: frozenset[RuntimeKey] = frozenset(),
@@ -246,7 +246,7 @@ class Engines:
         self,
         catalogue: Catalogue,
         runtimes: Runtimes,
-        knowledge: Library,
+        knowledge: KnowledgeBases,
         idle_limit: int,
         first_token_seconds: float,
     ) -> None:

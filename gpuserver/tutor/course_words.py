@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gpuserver.errors import GpuServerError
-from gpuserver.knowledge.library import Library
+from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.observability import get_logger
 from gpuserver.providers import ASR, TTS, Vocabulary
 
@@ -35,7 +35,7 @@ class CourseWords:
 
     def __init__(
         self,
-        knowledge: Library,
+        knowledge: KnowledgeBases,
         asr: ASR,
         tts: TTS | None,
         clock: Callable[[], float] = time.monotonic,

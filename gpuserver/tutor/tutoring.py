@@ -11,7 +11,7 @@ from typing import Any
 
 from gpuserver.config import Settings
 from gpuserver.errors import ConfigurationError, FolderNotWritable, NotReady, known_cause
-from gpuserver.knowledge.library import Library
+from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.machine import Machine
 from gpuserver.metrics import Metrics
 from gpuserver.observability import get_logger
@@ -85,12 +85,12 @@ class Tutoring:
         self.models = Models(settings, self.catalogue, self.runtimes, self.users)
         self._prober = Prober(self.runtimes, settings.first_token_timeout_seconds)
         self._held: list[RuntimeKey] = []
-        self._knowledge: Library | None = None
+        self._knowledge: KnowledgeBases | None = None
         self._engines: Engines | None = None
         self._loaded = asyncio.Event()
 
     @property
-    def knowledge(self) -> Library:
+    def knowledge(self) -> KnowledgeBases:
         """The courses and what was uploaded. Raises NotReady while they load."""
         self.check_ready()
         assert self._knowledge is not None
@@ -186,7 +186,7 @@ class Tutoring:
         self._held.append(key)
         return runtime
 
-    async def _index(self) -> Library:
+    async def _index(self) -> KnowledgeBases:
         embeddings = await self._hold(self.catalogue.embeddings_key)
         index = await self._hold(self.catalogue.index_key)
         loop = asyncio.get_running_loop()
@@ -194,19 +194,19 @@ class Tutoring:
         def indexed(done: int, total: int) -> None:
             loop.call_soon_threadsafe(self._report, "course", done, total)
 
-        def open_library() -> Library:
+        def open_knowledge() -> KnowledgeBases:
             # Kept at once: whatever becomes of the load, `close` closes its files.
-            self._knowledge = Library.open(
+            self._knowledge = KnowledgeBases.open(
                 self.catalogue.courses, embeddings, self._data_dir, indexed, index, self._settings
             )
             return self._knowledge
 
-        library = await finish_in_thread(open_library)
+        knowledge = await finish_in_thread(open_knowledge)
         for tutor in self.catalogue:
             for kb_id in tutor.knowledge:
-                if not library.known(kb_id):
+                if not knowledge.known(kb_id):
                     log.warning("unknown knowledge base", tutor=tutor.id, kb_id=kb_id)
-        return library
+        return knowledge
 
     async def close(self) -> None:
         """Drop engines and runtimes; nobody may hold a lease any more."""

@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from gpuserver import config
 from gpuserver.errors import EngineFailed, ProviderUnavailable
-from gpuserver.knowledge.library import Library
+from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.metrics import Meter
 from gpuserver.providers import Place, RuntimeKey, faiss, minilm
 from gpuserver.providers.calibration import PAIRS
@@ -132,7 +132,7 @@ def test_before_load_and_after_close_it_says_so(tmp_path: Path) -> None:
         embeddings.embed(["a"], query=True)
 
 
-# MiniLM through the library
+# MiniLM through the knowledge
 
 
 async def test_it_is_the_model_that_ships(
@@ -254,11 +254,11 @@ def bases(
     embeddings: MiniLMEmbeddings | SentenceTransformersEmbeddings,
     folder: Path,
     index: NumpyIndex | FaissIndex | None = None,
-) -> Library:
-    return Library.open({"python": SHIPPED}, embeddings, folder, quiet, index)
+) -> KnowledgeBases:
+    return KnowledgeBases.open({"python": SHIPPED}, embeddings, folder, quiet, index)
 
 
-def declined(knowledge: Library) -> int:
+def declined(knowledge: KnowledgeBases) -> int:
     return run(knowledge, ["python"], "en", read(DATA / "outside.en.jsonl")).declined
 
 
@@ -370,7 +370,7 @@ def test_the_course_is_found_alike_by_both(index: FaissIndex, tmp_path: Path) ->
         for item in read(DATA / f"{name}.jsonl")
     ]
 
-    def first(knowledge: Library) -> list[Sequence[str]]:
+    def first(knowledge: KnowledgeBases) -> list[Sequence[str]]:
         found = (knowledge.search(question, "en", ["python"]) for question in questions)
         return [[passage.id for passage in passages] for passages in found]
 

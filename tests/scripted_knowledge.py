@@ -76,7 +76,7 @@ def document(number: int, name: str, state: str = "ready", **more: Any) -> dict[
 
 
 @dataclass
-class ScriptedLibrary:
+class ScriptedKnowledge:
     """The knowledge bases of a server, and what happens to calls."""
 
     url: str = ""
@@ -87,7 +87,7 @@ class ScriptedLibrary:
     keys: list[str] = field(default_factory=list)
     """The keys that calls below the knowledge bases came with."""
     answers: dict[str, Any] = field(default_factory=dict)
-    """Method and path → (status, JSON) or text, instead of what the library would answer."""
+    """Method and path → (status, JSON) or text, instead of what they would answer."""
     streams: int = 0
     no_streams: bool = False
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -181,7 +181,7 @@ class ScriptedLibrary:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    library: ScriptedLibrary
+    knowledge: ScriptedKnowledge
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
@@ -189,10 +189,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._page(path)
             return
         rest = path.removeprefix(ROOT)
-        if rest.endswith("/events") and not self.library.no_streams:
+        if rest.endswith("/events") and not self.knowledge.no_streams:
             self._begin(200, "text/event-stream")
             with suppress(ConnectionError):
-                self.library.tell(unquote(rest.split("/")[1]), self)
+                self.knowledge.tell(unquote(rest.split("/")[1]), self)
             return
         self._call("GET", rest, None)
 
@@ -206,8 +206,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._call("DELETE", urlsplit(self.path).path.removeprefix(ROOT), None)
 
     def _call(self, method: str, rest: str, body: Any) -> None:
-        self.library.keys.append(self.headers.get("Authorization", ""))
-        status, answer = self.library.answer(method, rest, body)
+        self.knowledge.keys.append(self.headers.get("Authorization", ""))
+        status, answer = self.knowledge.answer(method, rest, body)
         if isinstance(answer, str | bytes):
             self._send(status, answer if isinstance(answer, bytes) else answer.encode())
         elif answer is None:
@@ -251,18 +251,18 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def scripted_library() -> Iterator[ScriptedLibrary]:
-    """A scripted library on a free port of the loopback."""
-    library = ScriptedLibrary()
-    handler = type("Handler", (_Handler,), {"library": library})
+def scripted_knowledge() -> Iterator[ScriptedKnowledge]:
+    """Scripted knowledge bases on a free port of the loopback."""
+    knowledge = ScriptedKnowledge()
+    handler = type("Handler", (_Handler,), {"knowledge": knowledge})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
-        library.url = f"http://127.0.0.1:{server.server_address[1]}"
+        knowledge.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield library
+            yield knowledge
         finally:
-            library.close()
+            knowledge.close()
             server.shutdown()
             thread.join(5)

@@ -29,7 +29,7 @@ from gpuserver.course_errors import (
 )
 from gpuserver.errors import GpuServerError
 from gpuserver.knowledge.disk import full_disk_told, write_whole
-from gpuserver.knowledge.library import DocumentInfo
+from gpuserver.knowledge.info import DocumentInfo
 from gpuserver.providers import Place
 from gpuserver.providers.minilm import MiniLMEmbeddings
 from gpuserver.tutor.tutoring import Tutoring
@@ -46,12 +46,12 @@ def school(tmp_path: Path) -> School:
 
 async def two_bases(school: School) -> Path:
     """Bases "physics" and "other", indexed and closed; returns the file of the first."""
-    async with school.open() as library:
-        await library.create("physics", "Physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics", "Physics")
         await school.upload("physics", "notes.txt", MECHANICS)
         await school.indexed("physics")
-        folder = library.incoming("physics").parent
-        await library.create("other")
+        folder = knowledge.incoming("physics").parent
+        await knowledge.create("other")
         await school.upload("other", "notes.txt", OPTICS)
         await school.indexed("other")
     return folder / "base.db"
@@ -115,8 +115,8 @@ async def test_a_damaged_file_is_one_bases_trouble(
 ) -> None:
     path = await two_bases(school)
     await asyncio.to_thread(damage, path)
-    async with school.open() as library:
-        base = library.base("physics")
+    async with school.open() as knowledge:
+        base = knowledge.base("physics")
         assert base.state == "failed"
         assert base.problem
         assert base.problem[0] == "knowledge_base_damaged"
@@ -124,13 +124,13 @@ async def test_a_damaged_file_is_one_bases_trouble(
         assert str(school.folder) not in base.problem[1]
         assert school.find("friction of a sledge") == []
         with pytest.raises(KnowledgeBaseDamaged):
-            library.incoming("physics")
+            knowledge.incoming("physics")
         with pytest.raises(KnowledgeBaseDamaged):
-            await library.export("physics", school.folder)
-        assert library.base("other").state == "ready"
+            await knowledge.export("physics", school.folder)
+        assert knowledge.base("other").state == "ready"
         assert school.find("how do lenses bend light", "other", "physics")
-        await library.delete("physics")
-        await library.create("physics")
+        await knowledge.delete("physics")
+        await knowledge.create("physics")
         await school.upload("physics", "notes.txt", MECHANICS)
         await school.indexed("physics")
         assert school.find("friction of a sledge")
@@ -139,12 +139,12 @@ async def test_a_damaged_file_is_one_bases_trouble(
 async def test_a_base_that_lost_its_name_can_still_be_deleted(school: School) -> None:
     path = await two_bases(school)
     await asyncio.to_thread(path.with_name("base.json").write_text, "{")
-    async with school.open() as library:
-        assert [base.kb_id for base in library.bases()] == ["other"]
+    async with school.open() as knowledge:
+        assert [base.kb_id for base in knowledge.bases()] == ["other"]
         with pytest.raises(KnowledgeBaseExists):
-            await library.create("physics")
-        await library.delete("physics")
-        assert (await library.create("physics")).documents == 0
+            await knowledge.create("physics")
+        await knowledge.delete("physics")
+        assert (await knowledge.create("physics")).documents == 0
 
 
 async def test_a_base_of_a_newer_version_is_left_alone(school: School) -> None:
@@ -152,8 +152,8 @@ async def test_a_base_of_a_newer_version_is_left_alone(school: School) -> None:
     db = sqlite3.connect(path)
     db.execute("PRAGMA user_version = 99")
     db.close()
-    async with school.open() as library:
-        base = library.base("physics")
+    async with school.open() as knowledge:
+        base = knowledge.base("physics")
         assert base.problem
         assert "newer gpuserver" in base.problem[1]
 
@@ -174,8 +174,8 @@ async def test_words_of_an_older_version_are_made_again(school: School) -> None:
     db.execute("UPDATE part SET terms = ?, digest = ?", (b"old", found.digest()))
     db.commit()
     db.close()
-    async with school.open() as library:
-        assert library.base("physics").state != "failed"
+    async with school.open() as knowledge:
+        assert knowledge.base("physics").state != "failed"
         assert school.find("friction of a sledge")
         await school.indexed("physics")
     db = sqlite3.connect(path)
@@ -191,20 +191,20 @@ async def test_vectors_of_another_model_are_made_again(school: School) -> None:
     await two_bases(school)
     school.embeddings, school.reader = WordEmbeddings("another"), ScriptedReader()
     school.embeddings.gate.clear()
-    async with school.open() as library:
-        await school.until(lambda: library.base("physics").state == "indexing")
+    async with school.open() as knowledge:
+        await school.until(lambda: knowledge.base("physics").state == "indexing")
         # Meanwhile its words answer.
         assert school.find("friction of a moving sledge")
-        assert library.documents("physics")[0].answers
+        assert knowledge.documents("physics")[0].answers
         school.embeddings.gate.set()
         (info,) = await school.indexed("physics")
         assert info.state == "ready"
         assert any("sledge" in text for text in school.embeddings.texts)
         assert school.reader.read == []
-        assert await library.text("physics", info.id) == MECHANICS
+        assert await knowledge.text("physics", info.id) == MECHANICS
     school.embeddings = WordEmbeddings("another")
-    async with school.open() as library:
-        assert library.base("physics").state == "ready"
+    async with school.open() as knowledge:
+        assert knowledge.base("physics").state == "ready"
         assert school.embeddings.texts == []
 
 
@@ -215,25 +215,25 @@ async def test_vectors_that_took_long_are_not_thrown_away(school: School) -> Non
     db.commit()
     db.close()
     school.embeddings = WordEmbeddings("another")
-    async with school.open() as library:
-        base = library.base("physics")
+    async with school.open() as knowledge:
+        base = knowledge.base("physics")
         assert base.problem
         assert (base.state, base.problem[0]) == ("failed", "knowledge_base_outdated")
         for word in ("words", "another", "10 minutes", "EMBEDDINGS_MODEL"):
             assert word in base.problem[1]
         assert "EMBEDDINGS_MODEL" in base.problem_zh
-        assert not library.documents("physics")[0].answers
+        assert not knowledge.documents("physics")[0].answers
         assert school.find("friction of a sledge") == []
     school.embeddings = WordEmbeddings()
-    async with school.open() as library:
-        assert library.base("physics").state == "ready"
+    async with school.open() as knowledge:
+        assert knowledge.base("physics").state == "ready"
         assert school.find("friction of a sledge")
     assert school.embeddings.texts == []
     school.embeddings = WordEmbeddings("another")
-    async with school.open() as library:
-        await library.reindex("physics", library.documents("physics")[0].id)
+    async with school.open() as knowledge:
+        await knowledge.reindex("physics", knowledge.documents("physics")[0].id)
         await school.indexed("physics")
-        assert library.base("physics").state == "ready"
+        assert knowledge.base("physics").state == "ready"
         assert school.find("friction of a sledge")
 
 
@@ -253,26 +253,26 @@ def full_disk() -> Iterator[None]:
 
 async def test_an_upload_to_a_full_disk_changes_nothing(school: School) -> None:
     await two_bases(school)
-    async with school.open() as library:
-        (before,) = library.documents("physics")
-        original = await library.original("physics", before.id)
+    async with school.open() as knowledge:
+        (before,) = knowledge.documents("physics")
+        original = await knowledge.original("physics", before.id)
         for name in ("notes.txt", "new.txt"):
-            scratch = library.incoming("physics") / "scratch"
+            scratch = knowledge.incoming("physics") / "scratch"
             await asyncio.to_thread(scratch.write_text, OPTICS)
             with full_disk(), pytest.raises(DiskFull):
-                await library.add("physics", name, scratch)
+                await knowledge.add("physics", name, scratch)
             assert not await asyncio.to_thread(scratch.exists)
         with full_disk(), pytest.raises(DiskFull):
-            await library.create("third")
+            await knowledge.create("third")
         with full_disk(), pytest.raises(DiskFull):
-            await library.export("physics", school.folder)
-        assert not library.known("third")
-        assert library.documents("physics") == [before]
+            await knowledge.export("physics", school.folder)
+        assert not knowledge.known("third")
+        assert knowledge.documents("physics") == [before]
         assert await asyncio.to_thread(lambda: list(original.parent.iterdir())) == [original]
         assert school.find("friction of a sledge")
         with full_disk(), pytest.raises(DiskFull):
-            await library.remove("physics", before.id)
-        assert library.documents("physics") == [before]
+            await knowledge.remove("physics", before.id)
+        assert knowledge.documents("physics") == [before]
         await school.upload("physics", "notes.txt", OPTICS)
         await school.indexed("physics")
         assert school.find("how do lenses bend light")
@@ -284,10 +284,10 @@ async def test_an_upload_to_a_full_disk_changes_nothing(school: School) -> None:
 
 async def test_a_disk_that_fills_while_a_document_is_indexed(school: School) -> None:
     await two_bases(school)
-    async with school.open() as library:
+    async with school.open() as knowledge:
         school.embeddings.gate.clear()
         info = await school.upload("physics", "notes.txt", OPTICS)
-        await school.until(lambda: library.document("physics", info.id).state == "indexing")
+        await school.until(lambda: knowledge.document("physics", info.id).state == "indexing")
         with full_disk():
             school.embeddings.gate.set()
             (failed,) = await school.indexed("physics")
@@ -295,7 +295,7 @@ async def test_a_disk_that_fills_while_a_document_is_indexed(school: School) -> 
         assert (failed.state, failed.problem[0]) == ("failed", "disk_full")
         assert school.find("friction of a sledge")
         assert not school.find("how do lenses bend light")
-        await library.reindex("physics", info.id)
+        await knowledge.reindex("physics", info.id)
         assert (await school.indexed("physics"))[0].state == "ready"
         assert school.find("how do lenses bend light")
 
@@ -328,18 +328,18 @@ def zipped(path: Path, content: Mapping[str, str]) -> Path:
 async def take(
     school: School, kb_id: str, content: Mapping[str, str], name: str = "all.zip"
 ) -> list[DocumentInfo]:
-    path = school.library.incoming(kb_id) / "scratch"
+    path = school.knowledge.incoming(kb_id) / "scratch"
     await asyncio.to_thread(zipped, path, content)
     try:
-        return await school.library.add(kb_id, name, path)
+        return await school.knowledge.add(kb_id, name, path)
     finally:
-        left = await asyncio.to_thread(lambda: list(school.library.incoming(kb_id).iterdir()))
+        left = await asyncio.to_thread(lambda: list(school.knowledge.incoming(kb_id).iterdir()))
         assert left == []
 
 
 async def test_a_zip_gives_many_documents(school: School) -> None:
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         content = {
             "course/week 1/notes.txt": MECHANICS,
             "course/week 2/notes.txt": OPTICS,
@@ -368,8 +368,8 @@ async def test_a_zip_that_is_refused_leaves_nothing(
     school: School, content: Mapping[str, str], error: type[GpuServerError]
 ) -> None:
     school.settings = Settings(max_upload_mb=1, max_documents=4)
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         await school.upload("physics", "first.txt", MECHANICS)
         with pytest.raises(error):
             await take(school, "physics", content)
@@ -382,39 +382,39 @@ async def test_a_zip_that_is_refused_leaves_nothing(
 
 async def exported(school: School) -> Path:
     await two_bases(school)
-    async with school.open() as library:
+    async with school.open() as knowledge:
         await school.upload("physics", "中文.txt", "苹果因为重力而下落。")
         await school.indexed("physics")
-        return await library.export("physics", school.folder)
+        return await knowledge.export("physics", school.folder)
 
 
 async def test_a_base_goes_out_and_comes_in(school: School) -> None:
     path = await exported(school)
-    async with school.open() as library:
-        scratch = library.importing() / "scratch"
+    async with school.open() as knowledge:
+        scratch = knowledge.importing() / "scratch"
         for kb_id, wanted in ((None, "physics"), ("copy", "copy")):
             if kb_id is None:
-                await library.delete("physics")
+                await knowledge.delete("physics")
             await asyncio.to_thread(scratch.write_bytes, path.read_bytes())
-            made = await library.import_(scratch, kb_id)
+            made = await knowledge.import_(scratch, kb_id)
             assert (made.kb_id, made.title, made.documents) == (wanted, "Physics", 2)
             infos = await school.indexed(wanted)
             assert [info.name for info in infos] == ["notes.txt", "中文.txt"]
             assert school.find("friction of a sledge", wanted)
-            assert library.search("苹果为什么下落", "zh", [wanted])
+            assert knowledge.search("苹果为什么下落", "zh", [wanted])
         await asyncio.to_thread(scratch.write_bytes, path.read_bytes())
         with pytest.raises(KnowledgeBaseExists):
-            await library.import_(scratch)
+            await knowledge.import_(scratch)
         assert not await asyncio.to_thread(scratch.exists)
 
 
 async def test_a_full_base_comes_in_again(school: School) -> None:
     path = await exported(school)
     school.settings = Settings(max_documents=2)
-    async with school.open() as library:
-        scratch = library.importing() / "scratch"
+    async with school.open() as knowledge:
+        scratch = knowledge.importing() / "scratch"
         await asyncio.to_thread(scratch.write_bytes, path.read_bytes())
-        assert (await library.import_(scratch, "copy")).documents == 2
+        assert (await knowledge.import_(scratch, "copy")).documents == 2
 
 
 @pytest.mark.parametrize(
@@ -444,19 +444,19 @@ async def test_a_full_base_comes_in_again(school: School) -> None:
 async def test_an_import_that_is_refused_leaves_nothing(
     school: School, content: Mapping[str, object] | None, error: type[GpuServerError]
 ) -> None:
-    async with school.open() as library:
-        scratch = library.importing() / "scratch"
+    async with school.open() as knowledge:
+        scratch = knowledge.importing() / "scratch"
         if content is None:
             await asyncio.to_thread(scratch.write_bytes, b"no zip")
         else:
             texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in content.items()}
             await asyncio.to_thread(zipped, scratch, texts)
         with pytest.raises(error):
-            await library.import_(scratch)
-        assert library.bases() == []
+            await knowledge.import_(scratch)
+        assert knowledge.bases() == []
         assert not await asyncio.to_thread(scratch.exists)
         kept = await asyncio.to_thread(lambda: list((school.folder / "knowledge").iterdir()))
-        assert kept == [library.importing()]
+        assert kept == [knowledge.importing()]
 
 
 # The whole of it: real documents, real embeddings
@@ -468,20 +468,20 @@ async def test_a_running_server_indexes_what_is_uploaded(
     tutoring = await asyncio.to_thread(lambda: Tutoring(make_settings(), factory=cast.find))
     async with tutoring.running():
         await tutoring.load()
-        library = tutoring.knowledge
-        assert [base.kb_id for base in library.bases()] == ["loops"]
-        await library.create("physics")
-        scratch = library.incoming("physics") / "scratch"
+        knowledge = tutoring.knowledge
+        assert [base.kb_id for base in knowledge.bases()] == ["loops"]
+        await knowledge.create("physics")
+        scratch = knowledge.incoming("physics") / "scratch"
         text = "# Motion\n\n## Friction\n\nFriction slows a moving sledge.\n"
         await asyncio.to_thread(scratch.write_text, text)
-        await library.add("physics", "motion.md", scratch)
+        await knowledge.add("physics", "motion.md", scratch)
         async with asyncio.timeout(30):
-            async for change in library.watch("physics"):
+            async for change in knowledge.watch("physics"):
                 if isinstance(change, tuple) and change[1].state in {"ready", "failed"}:
                     break
-        (info,) = library.documents("physics")
+        (info,) = knowledge.documents("physics")
         assert (info.problem, info.state) == (None, "ready")
-        it, _, _ = await library.passage("physics", info.id, 1)
+        it, _, _ = await knowledge.passage("physics", info.id, 1)
         assert "sledge" in it.text
     await tutoring.close()
 
@@ -491,10 +491,10 @@ async def test_with_the_embeddings_that_come_along(school: School, tmp_path: Pat
     await asyncio.to_thread(embeddings.load)
     school.embeddings = embeddings  # type: ignore[assignment]
     async with school.open():
-        await school.library.create("physics")
+        await school.knowledge.create("physics")
         text = "\n\n".join(f"Remark {n}: a sledge number {n} slides on." for n in range(200))
         await school.upload("physics", "notes.txt", f"{MECHANICS}\n\n{text}")
-        await school.until(lambda: school.library.documents("physics")[0].done > 0)
+        await school.until(lambda: school.knowledge.documents("physics")[0].done > 0)
         began = time.monotonic()
         # The server stops in the middle: it does not wait for the rest.
     assert time.monotonic() - began < 10

@@ -25,7 +25,7 @@ from gpuserver.course_errors import (
 )
 from gpuserver.errors import KnowledgeBaseNotFound
 from gpuserver.knowledge.carrying import carry_out, given_away
-from gpuserver.knowledge.library import BaseInfo, DocumentInfo, Removed
+from gpuserver.knowledge.info import BaseInfo, DocumentInfo, Removed
 from tests.knowledge_fakes import MECHANICS, OPTICS, SHIPPED, School, ScriptedReader, WordEmbeddings
 
 
@@ -45,32 +45,32 @@ BAD_IDS = [
 
 @pytest.mark.parametrize("kb_id", BAD_IDS)
 async def test_an_id_is_never_a_path(school: School, kb_id: str) -> None:
-    async with school.open() as library:
+    async with school.open() as knowledge:
         before = sorted(school.folder.parent.rglob("*"))
         with pytest.raises(KnowledgeBaseIdInvalid):
-            await library.create(kb_id)
-        for ask in (library.base, library.documents, library.incoming, library.watch):
+            await knowledge.create(kb_id)
+        for ask in (knowledge.base, knowledge.documents, knowledge.incoming, knowledge.watch):
             with pytest.raises(KnowledgeBaseNotFound):
                 ask(kb_id)
         with pytest.raises(KnowledgeBaseNotFound):
-            await library.delete(kb_id)
-        assert not library.known(kb_id)
-        assert library.search("gravity", "en", [kb_id]) == []
+            await knowledge.delete(kb_id)
+        assert not knowledge.known(kb_id)
+        assert knowledge.search("gravity", "en", [kb_id]) == []
         assert sorted(school.folder.parent.rglob("*")) == before
 
 
 async def test_ids_that_differ_in_case_only_are_one(school: School) -> None:
     school.courses["Python"] = SHIPPED
-    async with school.open() as library:
+    async with school.open() as knowledge:
         made = await asyncio.gather(
-            *(library.create(kb_id) for kb_id in ("physics", "Physics", "PHYSICS")),
+            *(knowledge.create(kb_id) for kb_id in ("physics", "Physics", "PHYSICS")),
             return_exceptions=True,
         )
         assert [type(x) for x in made].count(BaseInfo) == 1
         assert [type(x) for x in made].count(KnowledgeBaseExists) == 2
         with pytest.raises(KnowledgeBaseExists):
-            await library.create("python")
-        assert len(library.bases()) == 2
+            await knowledge.create("python")
+        assert len(knowledge.bases()) == 2
 
 
 @pytest.mark.parametrize(
@@ -78,26 +78,26 @@ async def test_ids_that_differ_in_case_only_are_one(school: School) -> None:
     [("../../etc/notes.txt", "notes.txt"), ("C:\\school\\notes.txt", "notes.txt")],
 )
 async def test_a_name_is_never_a_path(school: School, name: str, kept: str) -> None:
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         assert (await school.upload("physics", name, MECHANICS)).name == kept
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/", "a\0.txt", "a\n.txt", "x" * 201 + ".txt"])
 async def test_a_name_that_is_none(school: School, name: str) -> None:
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         with pytest.raises(DocumentNameInvalid):
             await school.upload("physics", name, MECHANICS)
-        assert library.documents("physics") == []
+        assert knowledge.documents("physics") == []
 
 
 # The life of a document
 
 
 async def test_an_upload_becomes_searchable(school: School) -> None:
-    async with school.open() as library:
-        made = await library.create("physics", "  Physics,\n year 9 ")
+    async with school.open() as knowledge:
+        made = await knowledge.create("physics", "  Physics,\n year 9 ")
         assert (made.title, made.state, made.documents) == ("Physics, year 9", "ready", 0)
         queued = await school.upload("physics", "mechanics.txt", MECHANICS)
         assert (queued.state, queued.answers) == ("queued", False)
@@ -105,47 +105,47 @@ async def test_an_upload_becomes_searchable(school: School) -> None:
         assert (ready.state, ready.id, ready.passages, ready.pages) == ("ready", queued.id, 2, 2)
         assert ready.answers
         assert len(ready.id) == 16
-        (found,) = library.search("what pulls an apple", "en", ["physics"])[:1]
+        (found,) = knowledge.search("what pulls an apple", "en", ["physics"])[:1]
         assert (found.document, found.document_id, found.n, found.page) == (
             "mechanics", ready.id, 2, 2,
         )  # fmt: skip
-        assert await library.text("physics", ready.id) == MECHANICS
-        it, before, after = await library.passage("physics", ready.id, 2)
+        assert await knowledge.text("physics", ready.id) == MECHANICS
+        it, before, after = await knowledge.passage("physics", ready.id, 2)
         assert (it.text, before and before.n, after) == (found.text, 1, None)
-        original = await library.original("physics", ready.id)
+        original = await knowledge.original("physics", ready.id)
         assert original.read_text() == MECHANICS
         assert original.stat().st_mode & 0o077 == 0
-        base = library.base("physics")
+        base = knowledge.base("physics")
         assert (base.documents, base.passages, base.languages) == (1, 2, ("en",))
         assert base.bytes == len(MECHANICS)
 
 
 async def test_what_there_is_not(school: School) -> None:
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         info = await school.upload("physics", "mechanics.txt", MECHANICS)
         await school.indexed("physics")
         for n in (0, -1, 3):
             with pytest.raises(PassageNotFound):
-                await library.passage("physics", info.id, n)
-        for ask in (library.text, library.original, library.reindex, library.remove):
+                await knowledge.passage("physics", info.id, n)
+        for ask in (knowledge.text, knowledge.original, knowledge.reindex, knowledge.remove):
             with pytest.raises(DocumentNotFound):
                 await ask("physics", "../../etc")
         with pytest.raises(DocumentNotFound):
-            await library.passage("physics", "0" * 16, 1)
+            await knowledge.passage("physics", "0" * 16, 1)
 
 
 async def test_the_old_version_answers_until_the_new_one_is_ready(school: School) -> None:
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         first = await school.upload("physics", "notes.txt", MECHANICS)
         await school.indexed("physics")
         gate = school.reader.gates["notes.txt"] = asyncio.Event()
-        old = await library.original("physics", first.id)
+        old = await knowledge.original("physics", first.id)
         second = await school.upload("physics", "notes.txt", OPTICS)
         assert second.id == first.id
-        await school.until(lambda: library.document("physics", first.id).state == "reading")
-        assert library.document("physics", first.id).answers
+        await school.until(lambda: knowledge.document("physics", first.id).state == "reading")
+        assert knowledge.document("physics", first.id).answers
         assert school.find("friction of a sledge")
         assert not school.find("how do lenses bend light")
         gate.set()
@@ -157,19 +157,19 @@ async def test_the_old_version_answers_until_the_new_one_is_ready(school: School
 
 
 async def test_the_same_file_again_is_no_work(school: School) -> None:
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         await school.upload("physics", "notes.txt", MECHANICS)
         (ready,) = await school.indexed("physics")
-        version = library.version(["physics"])
+        version = knowledge.version(["physics"])
         assert await school.upload("physics", "notes.txt", MECHANICS) == ready
         assert school.reader.read == ["notes.txt"]
-        assert library.version(["physics"]) == version
+        assert knowledge.version(["physics"]) == version
 
 
 async def test_unchanged_paragraphs_keep_their_vectors(school: School) -> None:
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         await school.upload("physics", "notes.txt", MECHANICS)
         await school.indexed("physics")
         school.embeddings.texts.clear()
@@ -181,8 +181,8 @@ async def test_unchanged_paragraphs_keep_their_vectors(school: School) -> None:
 
 @pytest.mark.parametrize("stage", ["queued", "reading", "indexing"])
 async def test_of_two_uploads_at_once_the_later_wins(school: School, stage: str) -> None:
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         gate = asyncio.Event()
         if stage == "indexing":
             school.embeddings.gate.clear()
@@ -191,7 +191,7 @@ async def test_of_two_uploads_at_once_the_later_wins(school: School, stage: str)
         if stage == "queued":
             await school.upload("physics", "block.txt", "Nothing of interest.")
         info = await school.upload("physics", "notes.txt", MECHANICS)
-        await school.until(lambda: library.document("physics", info.id).state == stage)
+        await school.until(lambda: knowledge.document("physics", info.id).state == stage)
         again = await school.upload("physics", "notes.txt", OPTICS)
         assert again.id == info.id
         gate.set()
@@ -200,37 +200,37 @@ async def test_of_two_uploads_at_once_the_later_wins(school: School, stage: str)
         assert infos["notes.txt"].bytes == len(OPTICS)
         assert school.find("how do lenses bend light")
         assert not school.find("friction of a sledge")
-        assert await library.text("physics", info.id) == OPTICS
+        assert await knowledge.text("physics", info.id) == OPTICS
 
 
 async def test_uploads_that_race_end_as_one_document(school: School) -> None:
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         texts = [f"Chapter {n} is about sledges and friction." for n in range(8)]
-        paths = [library.incoming("physics") / str(n) for n in range(8)]
+        paths = [knowledge.incoming("physics") / str(n) for n in range(8)]
         for path, text in zip(paths, texts, strict=True):
             await asyncio.to_thread(path.write_text, text)
-        await asyncio.gather(*(library.add("physics", "notes.txt", path) for path in paths))
+        await asyncio.gather(*(knowledge.add("physics", "notes.txt", path) for path in paths))
         (info,) = await school.indexed("physics")
-        text = await library.text("physics", info.id)
+        text = await knowledge.text("physics", info.id)
         assert text in texts
         assert school.find("sledges and friction") == [text]
-        original = await library.original("physics", info.id)
+        original = await knowledge.original("physics", info.id)
         assert await asyncio.to_thread(original.read_text) == text
         assert len(list(original.parent.iterdir())) == 1
 
 
 async def test_a_document_may_get_a_file_of_another_name(school: School) -> None:
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         info = await school.upload("physics", "draft.txt", MECHANICS)
         await school.upload("physics", "optics.txt", OPTICS)
         await school.indexed("physics")
 
         async def replace(name: str, text: str) -> DocumentInfo:
-            scratch = library.incoming("physics") / "scratch"
+            scratch = knowledge.incoming("physics") / "scratch"
             await asyncio.to_thread(scratch.write_text, text)
-            return await library.replace("physics", info.id, name, scratch)
+            return await knowledge.replace("physics", info.id, name, scratch)
 
         with pytest.raises(DocumentNameInvalid):
             await replace("optics.txt", "Prisms split light.")
@@ -259,8 +259,8 @@ async def test_a_document_may_get_a_file_of_another_name(school: School) -> None
 async def test_a_failure_leaves_the_old_version(
     school: School, error: Exception, code: str
 ) -> None:
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         await school.upload("physics", "notes.txt", MECHANICS)
         await school.indexed("physics")
         school.reader.failures["notes.txt"] = error
@@ -272,21 +272,21 @@ async def test_a_failure_leaves_the_old_version(
         assert failed.problem_zh
         assert other.state == "ready"
         assert school.find("friction of a sledge")
-    async with school.open() as library:
-        assert library.document("physics", failed.id) == failed
+    async with school.open() as knowledge:
+        assert knowledge.document("physics", failed.id) == failed
         assert school.find("friction of a sledge")
         school.reader.failures.clear()
-        assert (await library.reindex("physics", failed.id)).state == "queued"
+        assert (await knowledge.reindex("physics", failed.id)).state == "queued"
         await school.indexed("physics")
         assert school.find("how do lenses bend light")
-        assert library.document("physics", failed.id).problem is None
+        assert knowledge.document("physics", failed.id).problem is None
 
 
 async def test_what_is_refused_leaves_nothing(school: School) -> None:
     school.settings = Settings(max_documents=2, max_upload_mb=1)
     school.courses["python"] = SHIPPED
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         for name, text, error in (
             ("virus.exe", MECHANICS, DocumentTypeUnknown),
             ("big.txt", "x" * ((1 << 20) + 1), DocumentTooLarge),
@@ -299,8 +299,8 @@ async def test_what_is_refused_leaves_nothing(school: School) -> None:
             await school.upload("physics", "three.txt", "Three.")
         await school.upload("physics", "two.txt", "Another optics.")
         assert len(await school.indexed("physics")) == 2
-        assert not any(library.incoming("physics").iterdir())
-        for change in (library.delete("python"), library.remove("python", "en/lists")):
+        assert not any(knowledge.incoming("physics").iterdir())
+        for change in (knowledge.delete("python"), knowledge.remove("python", "en/lists")):
             with pytest.raises(KnowledgeBaseReadOnly):
                 await change
 
@@ -311,9 +311,9 @@ async def test_what_is_refused_leaves_nothing(school: School) -> None:
 @pytest.mark.parametrize("stage", ["queued", "reading", "indexing", "ready"])
 @pytest.mark.parametrize("whole", [False, True])
 async def test_what_is_deleted_leaves_nothing(school: School, stage: str, whole: bool) -> None:
-    async with school.open() as library:
-        await library.create("physics")
-        await library.create("other")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
+        await knowledge.create("other")
         kept = await school.upload("other", "kept.txt", OPTICS)
         await school.indexed("other")
         gate = asyncio.Event()
@@ -325,32 +325,32 @@ async def test_what_is_deleted_leaves_nothing(school: School, stage: str, whole:
         elif stage == "indexing":
             school.embeddings.gate.clear()
         info = await school.upload("physics", "notes.txt", MECHANICS)
-        await school.until(lambda: library.document("physics", info.id).state == stage)
+        await school.until(lambda: knowledge.document("physics", info.id).state == stage)
         assert await asyncio.to_thread(school.on_disk, "sledge")
         if whole:
-            await library.delete("physics")
-            assert not library.known("physics")
+            await knowledge.delete("physics")
+            assert not knowledge.known("physics")
         else:
-            await library.remove("physics", info.id)
-            assert library.documents("physics") == []
+            await knowledge.remove("physics", info.id)
+            assert knowledge.documents("physics") == []
         gate.set()
         school.embeddings.gate.set()
         await school.upload("other", "later.txt", "Magnets attract iron nails.")
         await school.indexed("other")
         assert not await asyncio.to_thread(school.on_disk, "sledge")
         assert not school.find("friction of a sledge", "physics", "other")
-        assert library.document("other", kept.id).answers
+        assert knowledge.document("other", kept.id).answers
         assert school.find("how do lenses bend light", "other")
         if whole:
-            await library.create("physics")
-            assert library.documents("physics") == []
-    async with school.open() as library:
-        assert library.documents("physics") == []
+            await knowledge.create("physics")
+            assert knowledge.documents("physics") == []
+    async with school.open() as knowledge:
+        assert knowledge.documents("physics") == []
 
 
 async def test_searches_go_on_while_documents_come_and_go(school: School) -> None:
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         await school.upload("physics", "kept.txt", MECHANICS)
         await school.indexed("physics")
         over = threading.Event()
@@ -367,7 +367,7 @@ async def test_searches_go_on_while_documents_come_and_go(school: School) -> Non
             for _ in range(5):
                 info = await school.upload("physics", "comes.txt", OPTICS)
                 await school.indexed("physics")
-                await library.remove("physics", info.id)
+                await knowledge.remove("physics", info.id)
         finally:
             over.set()
             assert await work > 0
@@ -379,27 +379,29 @@ async def test_searches_go_on_while_documents_come_and_go(school: School) -> Non
 @pytest.mark.parametrize("stage", ["queued", "reading", "indexing"])
 async def test_a_restart_in_the_middle(school: School, stage: str) -> None:
     gate = school.reader.gates["notes.txt"] = asyncio.Event()
-    async with school.open(working=stage != "queued") as library:
-        await library.create("physics")
+    async with school.open(working=stage != "queued") as knowledge:
+        await knowledge.create("physics")
         if stage == "indexing":
             gate.set()
             school.embeddings.gate.clear()
             threading.Timer(0.3, school.embeddings.gate.set).start()
         info = await school.upload("physics", "notes.txt", MECHANICS)
-        await school.until(lambda: library.document("physics", info.id).state == stage)
+        await school.until(lambda: knowledge.document("physics", info.id).state == stage)
     gate.set()
-    async with school.open() as library:
+    async with school.open() as knowledge:
         (ready,) = await school.indexed("physics")
         assert (ready.id, ready.state) == (info.id, "ready")
         assert school.find("friction of a sledge")
 
 
 async def test_an_upload_that_was_cut_off_is_swept_away(school: School) -> None:
-    async with school.open() as library:
-        await library.create("physics")
-        await asyncio.to_thread((library.incoming("physics") / "half").write_text, "Half a sledge")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
+        await asyncio.to_thread(
+            (knowledge.incoming("physics") / "half").write_text, "Half a sledge"
+        )
         info = await school.upload("physics", "notes.txt", OPTICS)
-        original = await library.original("physics", info.id)
+        original = await knowledge.original("physics", info.id)
         await asyncio.to_thread(original.with_name("orphan").write_text, "Half a sledge")
     async with school.open():
         assert not await asyncio.to_thread(school.on_disk, "Half a sledge")
@@ -407,11 +409,11 @@ async def test_an_upload_that_was_cut_off_is_swept_away(school: School) -> None:
 
 
 async def test_a_second_process_that_asks_removes_nothing(school: School) -> None:
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         await school.upload("physics", "notes.txt", MECHANICS)
         await school.indexed("physics")
-        half = library.incoming("physics") / "half"
+        half = knowledge.incoming("physics") / "half"
         await asyncio.to_thread(half.write_text, "still coming in")
         asking = School(school.folder, WordEmbeddings(), school.reader)
         async with asking.open(working=False):
@@ -420,11 +422,11 @@ async def test_a_second_process_that_asks_removes_nothing(school: School) -> Non
 
 
 async def test_a_caller_that_goes_away_leaves_no_document_behind(school: School) -> None:
-    async with school.open() as library:
-        await library.create("physics")
-        scratch = library.incoming("physics") / "scratch"
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
+        scratch = knowledge.incoming("physics") / "scratch"
         await asyncio.to_thread(scratch.write_text, MECHANICS)
-        adding = asyncio.create_task(library.add("physics", "notes.txt", scratch))
+        adding = asyncio.create_task(knowledge.add("physics", "notes.txt", scratch))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         adding.cancel()
@@ -463,18 +465,18 @@ async def test_a_file_stays_until_who_reads_it_is_done(tmp_path: Path) -> None:
 
 
 async def test_a_restart_embeds_nothing_again(school: School) -> None:
-    async with school.open() as library:
-        await library.create("physics", "Physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics", "Physics")
         await school.upload("physics", "mechanics.txt", MECHANICS)
         await school.upload("physics", "zh.txt", "苹果因为重力而下落。")
         infos = await school.indexed("physics")
-        base = library.base("physics")
+        base = knowledge.base("physics")
     school.embeddings, school.reader = WordEmbeddings(), ScriptedReader()
-    async with school.open() as library:
-        assert library.base("physics") == base
-        assert library.documents("physics") == infos
+    async with school.open() as knowledge:
+        assert knowledge.base("physics") == base
+        assert knowledge.documents("physics") == infos
         assert school.find("friction of a sledge")
-        assert library.search("苹果为什么下落", "zh", ["physics"])
+        assert knowledge.search("苹果为什么下落", "zh", ["physics"])
         assert (school.embeddings.texts, school.reader.read) == ([], [])
 
 
@@ -483,9 +485,9 @@ async def test_a_restart_embeds_nothing_again(school: School) -> None:
 
 async def test_bases_are_indexed_in_turn(school: School) -> None:
     gate = school.reader.gates["a0.txt"] = asyncio.Event()
-    async with school.open() as library:
+    async with school.open() as knowledge:
         for kb_id in ("aa", "bb"):
-            await library.create(kb_id)
+            await knowledge.create(kb_id)
         for n in range(3):
             await school.upload("aa", f"a{n}.txt", f"Sledge number {n}.")
         await school.upload("bb", "b0.txt", "Apples.")
@@ -497,56 +499,57 @@ async def test_bases_are_indexed_in_turn(school: School) -> None:
 
 async def test_a_base_holds_what_is_its_own(school: School) -> None:
     school.courses["python"] = SHIPPED
-    async with school.open() as library:
+    async with school.open() as knowledge:
         for kb_id, text in (("physics", MECHANICS), ("secret", "Canary Zanzibar sings at dawn.")):
-            await library.create(kb_id)
+            await knowledge.create(kb_id)
             await school.upload(kb_id, "notes.txt", text)
             await school.indexed(kb_id)
         for question in ("canary zanzibar sings", "notes", "dawn"):
             for kb_ids in (["physics"], ["physics", "python"], [], ["Secret"], ["secret/"]):
-                found = library.search(question, "en", kb_ids)
+                found = knowledge.search(question, "en", kb_ids)
                 assert not {p.kb_id for p in found} - set(kb_ids)
                 assert not any("Canary" in p.text for p in found)
                 assert not any(
-                    "Canary" in hit.passage.text for hit in library.explain(question, "en", kb_ids)
+                    "Canary" in hit.passage.text
+                    for hit in knowledge.explain(question, "en", kb_ids)
                 )
-                assert "zanzibar" not in library.vocabulary(kb_ids).words
+                assert "zanzibar" not in knowledge.vocabulary(kb_ids).words
         assert school.find("canary zanzibar sings", "secret", "physics")
-        assert "zanzibar" in library.vocabulary(["secret", "physics"]).words
+        assert "zanzibar" in knowledge.vocabulary(["secret", "physics"]).words
 
 
 async def test_the_vocabulary_follows_the_documents(school: School) -> None:
     school.courses["python"] = SHIPPED
-    async with school.open() as library:
-        await library.create("physics")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
         both = ["physics", "python"]
-        before = library.vocabulary(both)
+        before = knowledge.vocabulary(both)
         assert "elif" in before.words
-        assert library.vocabulary(both) is before
-        version = library.version(both)
+        assert knowledge.vocabulary(both) is before
+        version = knowledge.version(both)
         info = await school.upload("physics", "notes.txt", MECHANICS)
         await school.indexed("physics")
-        assert library.version(both) != version
-        assert {"sledge", "friction", "elif"} <= set(library.vocabulary(both).words)
-        assert "what is friction" in library.vocabulary(both).sentences
-        await library.remove("physics", info.id)
-        assert "sledge" not in library.vocabulary(both).words
-        assert library.version(both) not in {version, ()}
+        assert knowledge.version(both) != version
+        assert {"sledge", "friction", "elif"} <= set(knowledge.vocabulary(both).words)
+        assert "what is friction" in knowledge.vocabulary(both).sentences
+        await knowledge.remove("physics", info.id)
+        assert "sledge" not in knowledge.vocabulary(both).words
+        assert knowledge.version(both) not in {version, ()}
 
 
 async def test_a_course_can_be_looked_into(school: School) -> None:
     school.courses["python"] = SHIPPED
-    async with school.open() as library:
-        (base,) = library.bases()
+    async with school.open() as knowledge:
+        (base,) = knowledge.bases()
         assert (base.origin, base.state, base.created_at) == ("course", "ready", None)
-        infos = library.documents("python")
+        infos = knowledge.documents("python")
         assert base.documents == len(infos) > 10
         assert sum(info.passages for info in infos) == base.passages
-        (found, *_) = library.search("what is a list", "en", ["python"])
-        it, _, _ = await library.passage("python", found.document_id, found.n)
+        (found, *_) = knowledge.search("what is a list", "en", ["python"])
+        it, _, _ = await knowledge.passage("python", found.document_id, found.n)
         assert it.text == found.text
-        assert found.text in await library.text("python", found.document_id)
-        assert (await library.original("python", found.document_id)).suffix == ".md"
+        assert found.text in await knowledge.text("python", found.document_id)
+        assert (await knowledge.original("python", found.document_id)).suffix == ".md"
 
 
 # Who watches
@@ -554,20 +557,20 @@ async def test_a_course_can_be_looked_into(school: School) -> None:
 
 async def test_a_watcher_sees_a_document_come_and_go(school: School) -> None:
     seen: list[Any] = []
-    async with school.open() as library:
-        await library.create("physics")
-        await library.create("other")
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
+        await knowledge.create("other")
 
         async def watch() -> None:
-            seen.extend([change async for change in library.watch("physics")])
+            seen.extend([change async for change in knowledge.watch("physics")])
 
         watching = asyncio.create_task(watch())
         await asyncio.sleep(0)
         info = await school.upload("physics", "notes.txt", MECHANICS)
         await school.upload("other", "notes.txt", OPTICS)
         await school.indexed("physics")
-        await library.remove("physics", info.id)
-        await library.delete("physics")
+        await knowledge.remove("physics", info.id)
+        await knowledge.delete("physics")
         await asyncio.wait_for(watching, 10)
         # What has not been read when the base goes, goes with it.
         assert isinstance(seen[0], BaseInfo)
@@ -577,19 +580,19 @@ async def test_a_watcher_sees_a_document_come_and_go(school: School) -> None:
         assert "ready" in states
         assert all((c[0] if isinstance(c, tuple) else c.kb_id) == "physics" for c in seen)
         with pytest.raises(KnowledgeBaseNotFound):
-            library.watch("physics")
+            knowledge.watch("physics")
 
 
 async def test_a_slow_watcher_is_told_the_newest_alone(school: School) -> None:
-    async with school.open() as library:
-        await library.create("physics")
-        watcher = library.watch()
+    async with school.open() as knowledge:
+        await knowledge.create("physics")
+        watcher = knowledge.watch()
         for n in range(20):
             await school.upload("physics", "notes.txt", f"Sledge number {n}.")
         (ready,) = await school.indexed("physics")
-        await school.until(lambda: library.base("physics").state == "ready")
+        await school.until(lambda: knowledge.base("physics").state == "ready")
         told = [await anext(watcher), await anext(watcher)]
         assert ("physics", ready) in told
-        assert library.base("physics") in told
+        assert knowledge.base("physics") in told
     # The server stops: so does the watching.
     assert [change async for change in watcher] == []

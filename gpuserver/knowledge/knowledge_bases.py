@@ -44,15 +44,13 @@ from gpuserver.language import Language
 from gpuserver.observability import get_logger
 from gpuserver.providers import Embeddings, Passage, Scale, VectorIndex, Vocabulary
 
-__all__ = ["BaseInfo", "Change", "DocumentInfo", "Library", "Removed"]
-
 _FOLDER: Final = "knowledge"
 _IMPORTS: Final = ".imports"
 
 log = get_logger(__name__)
 
 
-class Library:
+class KnowledgeBases:
     """Every knowledge base of this server.
 
     Used from the event loop, but for what says "Blocking", which any thread may call. Documents
@@ -82,7 +80,7 @@ class Library:
         index: VectorIndex | None = None,
         settings: Settings = DEFAULTS,
         read: Read = read_document,
-    ) -> Library:
+    ) -> KnowledgeBases:
         """Read and index `courses` (kb_id → folder), and open what was uploaded. Blocking.
 
         `progress` is called with (passages done, passages) of the courses. Raises
@@ -91,13 +89,13 @@ class Library:
         be read is there with state `failed`.
         """
         found = Index(embeddings, index)
-        library = cls(data_dir / _FOLDER, embeddings, found, settings, read)
-        bases = [CourseBase(kb_id, root, library._next()) for kb_id, root in courses.items()]
+        knowledge = cls(data_dir / _FOLDER, embeddings, found, settings, read)
+        bases = [CourseBase(kb_id, root, knowledge._next()) for kb_id, root in courses.items()]
         passages = [passage for base in bases for passage in base.passages()]
         found.put(make_parts(passages, embeddings, data_dir, progress))
-        library._bases.update({base.kb_id: base for base in bases})
-        library._open_uploaded()
-        return library
+        knowledge._bases.update({base.kb_id: base for base in bases})
+        knowledge._open_uploaded()
+        return knowledge
 
     def _open_uploaded(self) -> None:
         courses = {kb_id.lower() for kb_id in self._bases}

@@ -1,4 +1,4 @@
-"""A library in memory that indexes nothing: documents are ready when a test says so."""
+"""Knowledge bases in memory that index nothing: documents are ready when a test says so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpuserver.course_errors import (
 from gpuserver.errors import GpuServerError, KnowledgeBaseNotFound
 from gpuserver.knowledge.index import Explained
 from gpuserver.knowledge.info import BaseInfo, Change, DocumentInfo, Removed, check_id, said
-from gpuserver.knowledge.library import Library
+from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.language import Language
 from gpuserver.providers import Passage
 from tests.conftest import Scripted
@@ -26,14 +26,14 @@ from tests.conftest import Scripted
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
 
-class MemoryLibrary(Library):
+class MemoryKnowledge(KnowledgeBases):
     """Bases and documents as dictionaries, and the scratch files of uploads in `folder`.
 
     `refusals` are raised by the method of that name, one after another; with `gate`, a file is
     taken when it is set. With `indexes`, documents are ready at once.
     """
 
-    def __init__(self, folder: Path, real: Library) -> None:
+    def __init__(self, folder: Path, real: KnowledgeBases) -> None:
         self.folder = folder
         self._real = real
         self.refusals: dict[str, list[GpuServerError]] = {}
@@ -265,9 +265,9 @@ class MemoryLibrary(Library):
             raise self.refusals[method].pop(0)
 
 
-def in_memory(server: Scripted, folder: Path) -> MemoryLibrary:
-    """A library in the place of the server's own."""
+def in_memory(server: Scripted, folder: Path) -> MemoryKnowledge:
+    """Knowledge bases in the place of the server's own."""
     folder.mkdir()
-    library = MemoryLibrary(folder, server.state.tutoring.knowledge)
-    server.state.tutoring._knowledge = library
-    return library
+    knowledge = MemoryKnowledge(folder, server.state.tutoring.knowledge)
+    server.state.tutoring._knowledge = knowledge
+    return knowledge
