@@ -45,7 +45,7 @@ from gpuserver.knowledge.info import check_name, is_id
 from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.knowledge.transfer import check_type
 from gpuserver.language import detect
-from gpuserver.runtimes.finishing import finish_in_thread
+from gpuserver.threads import finish_in_thread
 
 _SHOWN: Final = 64
 """Of an id that is not known so much is repeated."""

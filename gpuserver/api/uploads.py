@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from gpuserver.course_errors import DocumentNameInvalid, DocumentTooLarge, UploadInvalid
 from gpuserver.errors import BodyTooSlow, ShuttingDown
 from gpuserver.knowledge.disk import full_disk_told
-from gpuserver.runtimes.finishing import finish_in_thread
+from gpuserver.threads import finish_in_thread
 
 SILENCE_SECONDS: Final = 20.0
 """An upload of which nothing comes for so long is dropped; in all it may take its time."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
+
+from gpuserver.threads import finish_in_thread
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -24,16 +26,8 @@ async def carry_out(work: Callable[[], _T], after: Callable[[_T], _U]) -> _U:
         result = work()
         loop.call_soon_threadsafe(lambda: done.append(after(result)))
 
-    working = loop.run_in_executor(None, both)
-    try:
-        # The loop resumes this only behind what was called before it.
-        await asyncio.shield(working)
-    except asyncio.CancelledError:
-        while not working.done():
-            with suppress(asyncio.CancelledError):  # cancelled again
-                await asyncio.wait([working])
-        working.exception()  # nobody is left to be told of it
-        raise
+    # The loop resumes this only behind what was called before it.
+    await finish_in_thread(both)
     return done[0]
 
 

@@ -15,8 +15,8 @@ from gpuserver.metrics import Meter
 from gpuserver.observability import get_logger
 from gpuserver.providers import LoadStage, Place, Runtime, RuntimeKey
 from gpuserver.runtimes.entry import Entry, Growth
-from gpuserver.runtimes.finishing import begin_in_thread, finish_in_thread
 from gpuserver.runtimes.fitting import HOST
+from gpuserver.threads import begin_in_thread, finish_in_thread
 
 log = get_logger(__name__)
 

@@ -24,10 +24,10 @@ from gpuserver.observability import get_logger
 from gpuserver.providers import Place, RuntimeKey, Status
 from gpuserver.providers.table import find
 from gpuserver.runtimes.entry import Entry, OnStage, Row, runtime_id
-from gpuserver.runtimes.finishing import finish_in_thread
 from gpuserver.runtimes.fitting import LARGE, Fit, Need, Usage, need, plan, room
 from gpuserver.runtimes.lessees import Lessees, Nobody
 from gpuserver.runtimes.loading import Loader, end
+from gpuserver.threads import finish_in_thread
 
 log = get_logger(__name__)
 

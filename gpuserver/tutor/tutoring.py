@@ -17,9 +17,9 @@ from gpuserver.metrics import Metrics
 from gpuserver.observability import get_logger
 from gpuserver.providers import Kind, Place, RuntimeKey
 from gpuserver.providers.table import find
-from gpuserver.runtimes.finishing import finish_in_thread
 from gpuserver.runtimes.probing import Prober
 from gpuserver.runtimes.runtimes import Runtimes
+from gpuserver.threads import finish_in_thread
 from gpuserver.tutor.ai_engine import Engines
 from gpuserver.tutor.models import Models
 from gpuserver.tutor.tutors import Catalogue, Tutor
