@@ -261,9 +261,22 @@ class Answering:
 
     # The work
 
+    async def recall(self) -> None:
+        """Take up the conversation from before a restart of the server; before `run`."""
+        if not self._session.turns:
+            return
+        try:
+            payloads = await self._manager.recall(self._session)
+        except StoreUnreadable:
+            log.warning("the conversation so far can't be read", session=self._session.id)
+            return
+        for payload in payloads:
+            exchange = Exchange.decode(payload)
+            if exchange is not None:
+                self._conversation.add(exchange)
+
     async def run(self, engine: AIEngine) -> None:
         """Answer until cancelled. One call, by one owner."""
-        await self._recall()
         async with asyncio.TaskGroup() as self._group:
             self._engine = engine
             while True:
@@ -384,15 +397,3 @@ class Answering:
             number = int(answer.sink.turn_id[1:])
             keep = self._limits.history_turns
             self._manager.remember(self._session, number, exchange.encode(), keep)
-
-    async def _recall(self) -> None:
-        """The conversation from before a restart of the server."""
-        try:
-            payloads = await self._manager.recall(self._session)
-        except StoreUnreadable:
-            log.warning("the conversation so far can't be read", session=self._session.id)
-            return
-        for payload in payloads:
-            exchange = Exchange.decode(payload)
-            if exchange is not None:
-                self._conversation.add(exchange)

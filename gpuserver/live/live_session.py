@@ -216,6 +216,8 @@ class LiveSession:
                 engines().lease(self.session.tutor_id) as engine,
                 asyncio.TaskGroup() as self._group,
             ):
+                # Before a client is let in, so that its first words are answered like all others.
+                await self._answering.recall()
                 work = self._group.create_task(self._answering.run(engine))
                 self._engine.set_result(engine)
                 learning = self._group.create_task(engine.learn(self.session.kb_id))
