@@ -45,7 +45,7 @@ _UNFINISHED: Final = frozenset({"abort", "error"})
 # in a full class a beat is longer, and all answers share it.
 _SINGLY: Final = 16
 """Tokens at the beginning of an answer that are passed on as they come."""
-_BEAT_SECONDS: Final = 0.005
+_BEAT_SECONDS: Final = 0.01
 """For each answer at work."""
 _LEAST_BEAT, _MOST_BEAT = 0.02, 0.15
 
