@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Final
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from bench.common import ROOT, Figure, main
@@ -21,9 +23,13 @@ from gpuserver.knowledge.terms import make_terms
 from gpuserver.language import Language
 from gpuserver.providers import Passage, Place, Scale
 from gpuserver.providers.minilm import MiniLMEmbeddings
+from gpuserver.providers.numpy import NumpyIndex
+from tests.vectors import about, recall, unit
 
-QUERY_BOUND, PAUSE_BOUND, PAGE_BOUND = 50.0, 5.0, 0.01
-SIZES: Final = (1_000, 10_000, 100_000)
+QUERY_BOUND, PAUSE_BOUND, PAGE_BOUND, RECALL_BOUND = 50.0, 5.0, 0.01, 0.99
+SIZES: Final = (1_000, 10_000, 100_000, 200_000)
+"""Passages, one vector each. The last are more than are compared exactly."""
+EXACT: Final = SIZES[-2]
 GROWN: Final = 10_000
 """Passages of the course that a page is added to."""
 PASSAGES: Final = 50
@@ -32,10 +38,13 @@ _DIMENSION: Final = 384
 _VOCABULARY: Final = 50_000
 _WORDS, _HEADING_WORDS, _ASKED_WORDS = 40, 3, 8
 _SHIPPED: Final = ROOT / "gpuserver" / "courses" / "python"
+_QUESTIONS: Final = ROOT / "tests" / "data" / "questions.en.jsonl"
 _SAMPLE: Final = 50
 """Passages that MiniLM embeds, to tell how long a course takes."""
 _ROUNDS: Final = 7
 _BEAT: Final = 0.001
+
+Vector = NDArray[np.float32]
 
 
 class _Directions:
@@ -103,17 +112,60 @@ async def _longest_pause(work: Callable[[], object]) -> float:
     return longest
 
 
-def _embedding_seconds() -> float:
-    """CPU seconds in which MiniLM embeds a passage of the shipped course, on average."""
-    passages = [item for item in load("python", _SHIPPED).passages if item.language == "en"]
-    texts, _ = texts_to_embed(passages[:_SAMPLE])
+@contextmanager
+def _minilm() -> Iterator[MiniLMEmbeddings]:
     with tempfile.TemporaryDirectory(prefix="gpuserver-bench-") as folder:
         model = MiniLMEmbeddings("", Place(Path(folder)))
         model.load()
+        yield model
+        model.close()
+
+
+def _shipped_texts(passages: int | None = None) -> list[str]:
+    """What is embedded of the shipped course."""
+    shipped = [item for item in load("python", _SHIPPED).passages if item.language == "en"]
+    return texts_to_embed(shipped[:passages])[0]
+
+
+def _embedding_seconds() -> float:
+    """CPU seconds in which MiniLM embeds a passage of the shipped course, on average."""
+    texts = _shipped_texts(_SAMPLE)
+    with _minilm() as model:
         model.embed(texts[:20])
         _, cpu = _median(1, lambda _: model.embed(texts))
-        model.close()
     return cpu / _SAMPLE
+
+
+def _sentences(rows: int) -> tuple[Vector, Vector]:
+    """So many vectors between and about those of the shipped course, and of questions to it."""
+    asked = [str(orjson.loads(x)["question"]) for x in _QUESTIONS.read_text("utf-8").splitlines()]
+    with _minilm() as model:
+        own, questions = model.embed(_shipped_texts()), model.embed(asked, query=True)
+    random = np.random.default_rng(3)
+    one, other = random.integers(0, len(own), (2, rows))
+    share = random.uniform(0.5, 1, (rows, 1)).astype(np.float32)
+    return about(own[one] * share + own[other] * (1 - share), seed=4), questions
+
+
+def _chosen() -> list[Figure]:
+    """What a coarse look at all rows misses, and what it saves, without words."""
+    rows = SIZES[-1]
+    matrix, questions = _sentences(rows)
+    vectors = NumpyIndex().hold(matrix)
+    found = recall(vectors, matrix, questions)
+    _, cpu = _median(len(questions), lambda number: vectors.cosines(questions[number]))
+    _, exact = _median(len(questions), lambda number: matrix @ questions[number])
+    held, _ = _median(3, lambda _: NumpyIndex().hold(matrix))
+    far = unit(len(questions), _DIMENSION, seed=5)
+    matrix = unit(rows, _DIMENSION)
+    hostile = recall(NumpyIndex().hold(matrix), matrix, far)
+    return [
+        Figure(f"recall at 8, {rows:,} sentences", found, "", RECALL_BOUND, at_least=True),
+        Figure(f"recall at 8, {rows:,} random directions", hostile),
+        Figure(f"vectors alone, {rows:,} sentences, CPU", cpu * 1000, "ms"),
+        Figure("the same, all compared exactly, CPU", exact * 1000, "ms"),
+        Figure("making them searchable", held * 1000, "ms"),
+    ]
 
 
 async def measure(quick: bool) -> list[Figure]:
@@ -126,13 +178,13 @@ async def measure(quick: bool) -> list[Figure]:
             [course.document(f"{size}-{n}", PASSAGES) for n in range((size - held) // PASSAGES)]
         )
         held = size
-        figures += await _asked(course, index, size, last=size == sizes[-1])
+        figures += await _asked(course, index, size, late=size in {EXACT, sizes[-1]})
         if size == GROWN:
             figures += _grown(course, index)
-    return figures
+    return figures if quick else figures + _chosen()
 
 
-async def _asked(course: _Course, index: Index, size: int, *, last: bool) -> list[Figure]:
+async def _asked(course: _Course, index: Index, size: int, *, late: bool) -> list[Figure]:
     questions = [course.said(_ASKED_WORDS) for _ in range(40)]
     index.search(questions[0], "en", ["kb"])
     wall, cpu = _median(40, lambda number: index.search(questions[number], "en", ["kb"]))
@@ -143,14 +195,16 @@ async def _asked(course: _Course, index: Index, size: int, *, last: bool) -> lis
 
     paused = min([await _longest_pause(ask) for _ in range(_ROUNDS)])
     idle = min([await _longest_pause(lambda: time.sleep(20 * wall)) for _ in range(_ROUNDS)])
-    bound = QUERY_BOUND if size == SIZES[-1] else None
+    bound = QUERY_BOUND if size >= EXACT else None
     figures = [
         Figure(f"question, {size:,} passages", wall * 1000, "ms", bound),
         Figure(f"question, {size:,} passages, CPU", cpu * 1000, "ms"),
     ]
-    if last:
+    if late:
         figures += [
-            Figure("event loop late by at most, meanwhile", paused * 1000, "ms", PAUSE_BOUND),
+            Figure(
+                f"event loop late by at most, {size:,} passages", paused * 1000, "ms", PAUSE_BOUND
+            ),
             Figure("event loop late by at most, nobody asking", idle * 1000, "ms"),
         ]
     return figures
