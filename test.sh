@@ -43,6 +43,8 @@ step "mypy"
 .venv/bin/mypy
 step "import contracts"
 .venv/bin/lint-imports
+# Each worker and each process that a test starts would compile all of it again.
+unset PYTHONDONTWRITEBYTECODE
 step "tests"
 .venv/bin/python -m pytest -n 3 -m "not slow and not browser"
 [ "${1:-}" = fast ] && exit

@@ -211,6 +211,22 @@ def watching(page: Page, expression: str) -> Iterator[list[Any]]:
     seen.extend(page.evaluate("clearInterval(watcher), watched"))
 
 
+def sentences(page: Page) -> dict[str, str]:
+    """What the scripts of a page say, key → English; the Chinese has the same keys and places."""
+    strings: dict[str, dict[str, str]] = page.evaluate(
+        "import('/classroom/strings.js').then((module) => module.STRINGS)"
+    )
+    english, chinese = strings["en"], strings["zh"]
+    assert english.keys() == chinese.keys()
+    for key in english:
+        assert _places(english[key]) == _places(chinese[key]), key
+    return english
+
+
+def _places(sentence: str) -> list[str]:
+    return sorted(re.findall(r"\{(\w+)\}", sentence))
+
+
 # Fixtures; a module of tests takes them over by `browser, classroom = fixtures`.
 
 

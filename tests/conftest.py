@@ -51,6 +51,9 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.lower() in Settings.model_fields or config.TUTOR_OVERRIDE.fullmatch(name):
             monkeypatch.delenv(name)
+    # Nothing here is signed, and each client would read this machine's certificates for 80 ms.
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
 
 
@@ -115,6 +118,18 @@ def make_settings(tmp_path: Path) -> Callable[..., Settings]:
     return make
 
 
+@pytest.fixture
+def general_tutor(tmp_path: Path) -> Path:
+    """A tutors file beside the small course: Ada may answer from general knowledge too."""
+    tutors = tmp_path / "general.yaml"
+    tutors.write_text(
+        "courses: {loops: course}\n"
+        "tutors:\n  - {id: 1, name: Ada, knowledge: [loops], outside: general}\n",
+        encoding="utf-8",
+    )
+    return tutors
+
+
 @dataclass(frozen=True)
 class Scripted:
     """A real server on a real port, over scripted providers."""
@@ -159,6 +174,11 @@ def serve(cast: Cast, make_settings: Callable[..., Settings]) -> Serve:
     return run
 
 
+def local_http(url: str) -> httpx2.AsyncClient:
+    """A client of a server on this machine: past any proxy, and without certificates."""
+    return httpx2.AsyncClient(base_url=url, trust_env=False, verify=False, timeout=30)
+
+
 @asynccontextmanager
 async def uvicorn_on(app: FastAPI, settings: Settings) -> AsyncIterator[tuple[str, Server]]:
     """Run an app on a free port of the loopback; gives its address and its server."""
@@ -192,10 +212,10 @@ class Running:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """`gpuserver serve` with the shipped tutors and course, on a free port.
 
-    Tutor 4711 is the default tutor with a voice of its own.
+    Tutor 4711 is the default tutor with a voice of its own, and one setting is misspelt.
     """
-    folder = tmp_path_factory.mktemp("server")
-    with running_server(folder, MAX_SESSIONS="100", TUTOR_4711_TTS_MODEL="en-gb") as running:
+    settings = {"MAX_SESSIONS": "100", "MAX_SESSION": "3", "TUTOR_4711_TTS_MODEL": "en-gb"}
+    with running_server(tmp_path_factory.mktemp("server"), **settings) as running:
         yield running
 
 
@@ -226,10 +246,11 @@ def running_server(folder: Path, **environment: str) -> Iterator[Running]:
 
 def _when_ready(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        found = re.search(r"url=(\S+)", log.read_text())
-        if found and httpx2.get(f"{found[1]}/ready", trust_env=False).status_code == 200:
-            return found[1]
-        time.sleep(0.1)
+    with httpx2.Client(trust_env=False, verify=False) as http:
+        while time.monotonic() < deadline:
+            assert process.poll() is None, log.read_text()
+            found = re.search(r"url=(\S+)", log.read_text())
+            if found and http.get(f"{found[1]}/ready").status_code == 200:
+                return found[1]
+            time.sleep(0.1)
     raise AssertionError(log.read_text())

@@ -46,20 +46,25 @@ BAD_FRAMES: dict[str, str] = {
 
 
 @pytest.mark.parametrize("v2", [False, True], ids=["dialect 1", "tutor.v2"])
-@pytest.mark.parametrize("name", BAD_FRAMES)
-async def test_a_bad_frame_gets_a_sentence_with_a_code(serve: Serve, name: str, v2: bool) -> None:
+async def test_a_bad_frame_gets_a_sentence_with_a_code(
+    serve: Serve, subtests: pytest.Subtests, v2: bool
+) -> None:
     async with serve() as server, server.management() as management:
-        async with converse(await management.create_session(), v2=v2) as socket:
-            await socket.receive()
-            await socket.send(BAD_FRAMES[name])
-            error = await socket.until("error")
-            assert error["code"]
-            assert 10 < len(error["content"]) < 400
-            assert "Traceback" not in error["content"]
-            assert "Error" not in error["content"]
-            await socket.text("still there?")
-            answer = await socket.until("text")
-            assert answer["content"] == "You asked: still there?"
+        for name, frame in BAD_FRAMES.items():
+            ticket = await management.create_session()
+            with subtests.test(name):
+                async with converse(ticket, v2=v2) as socket:
+                    await socket.receive()
+                    await socket.send(frame)
+                    error = await socket.until("error")
+                    assert error["code"]
+                    assert 10 < len(error["content"]) < 400
+                    assert "Traceback" not in error["content"]
+                    assert "Error" not in error["content"]
+                    await socket.text("still there?")
+                    answer = await socket.until("text")
+                    assert answer["content"] == "You asked: still there?"
+            await management.delete_session(ticket.session_id)
 
 
 async def test_dialect_1_knows_no_binary_frames(serve: Serve) -> None:

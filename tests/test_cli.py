@@ -16,10 +16,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from websockets.exceptions import ConnectionClosed
 
 from gpuserver.audio import wav
-from gpuserver.client import Management, converse
 from gpuserver.connectivity import spoken_question
 from tests.conftest import Running, running_server
 
@@ -290,40 +288,5 @@ def test_what_can_not_work_stops_the_start(
     assert "Traceback" not in result.stderr
 
 
-def test_an_unknown_setting_is_a_warning(tmp_path: Path, data_dir: Path) -> None:
-    with running_server(tmp_path, MAX_SESSION="3", DATA_DIR=str(data_dir)) as running:
-        assert "did you mean MAX_SESSIONS?" in running.log.read_text()
-
-
-async def test_a_server_that_stops_says_so_first(tmp_path: Path, data_dir: Path) -> None:
-    with running_server(tmp_path, DATA_DIR=str(data_dir)) as running:
-        async with Management(running.url) as management:
-            async with converse(await management.create_session()) as talk:
-                await talk.until("session.ready")
-                os.kill(running.pid, signal.SIGTERM)
-                assert (await talk.until("session.ending"))["reason"] == "shutdown"
-                with pytest.raises(ConnectionClosed) as closed:
-                    await talk.receive()
-    assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == 4000
-
-
-def test_a_server_stops_in_time_though_a_client_stays(tmp_path: Path, data_dir: Path) -> None:
-    """A client that never answers the close frame does not keep the process."""
-    with running_server(tmp_path, DATA_DIR=str(data_dir)) as running:
-        made = httpx2.post(
-            running.url + "/v1/sessions", json={"tutor_id": 1, "student_id": 1}, trust_env=False
-        ).json()
-        with socket.create_connection(("127.0.0.1", running.port)) as raw:
-            raw.sendall(
-                f"GET /ws/ws/{made['session_id']}?token={made['engine_token']} HTTP/1.1\r\n"
-                "Host: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                "Sec-WebSocket-Version: 13\r\n"
-                "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
-            )
-            assert b"101" in raw.recv(1024)
-            os.kill(running.pid, signal.SIGTERM)
-            deadline = time.monotonic() + 12
-            while alive(running.pid) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert not alive(running.pid)
+def test_an_unknown_setting_is_a_warning(server: Running) -> None:
+    assert "did you mean MAX_SESSIONS?" in server.log.read_text()

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer
 
 from gpuserver.cli import models
 from gpuserver.errors import ProviderUnavailable
+from tests.commands import NOBODY, run
 from tests.conftest import Serve
 from tests.file_server import FileServer, serving
-
-NOBODY = "http://127.0.0.1:1"
-
-
-async def run(command: Callable[[], None]) -> int:
-    """The exit status of a command, which runs beside the server that it asks."""
-    try:
-        await asyncio.to_thread(command)
-    except typer.Exit as ended:
-        return ended.exit_code
-    return 0
 
 
 async def test_status_shows_the_models_and_who_uses_them(

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Page, Route
 
 from gpuserver.providers.table import PROVIDERS
-from tests.browser import Classroom, fixtures, in_browser, tab_to, until
+from tests.browser import Classroom, fixtures, in_browser, sentences, tab_to, until
 from tests.conftest import Running
 
 browser, classroom = fixtures
@@ -353,14 +353,7 @@ def test_every_control_has_a_name_and_each_language_every_sentence(classroom: Cl
     page.click("#language")
     assert page.title() == "控制台"
     assert not re.search(r"(models|machine|load|fact|state|kind)\.\w+", page.inner_text("body"))
-    strings: dict[str, dict[str, str]] = page.evaluate(
-        "import('/classroom/console-strings.js').then(() => import('/classroom/strings.js'))"
-        ".then((module) => module.STRINGS)"
-    )
-    assert strings["en"].keys() == strings["zh"].keys()
-    for key, sentence in strings["en"].items():
-        places = re.findall(r"\{(\w+)\}", sentence)
-        assert sorted(places) == sorted(re.findall(r"\{(\w+)\}", strings["zh"][key])), key
+    assert {"course.drop", "load.title"} <= sentences(page).keys()
 
 
 @in_browser

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-import httpx2
 import pytest
 
 from gpuserver.client import Conversation, Ticket, converse
 from tests.bystander import RawClient, bystander, said
-from tests.conftest import Scripted, Serve
+from tests.conftest import Scripted, Serve, local_http
 from tests.test_bad_input import BAD_FRAMES
 from tests.test_live_voice import silence, sound
 from tests.test_spec import CLIP
@@ -242,7 +241,7 @@ def ends_of(
 async def test_of_a_hundred_creates_for_one_place_one_succeeds(serve: Serve) -> None:
     async with serve(max_sessions=3) as server, bystander(server):
         await ticket_of(server)
-        async with httpx2.AsyncClient(base_url=server.url, trust_env=False) as client:
+        async with local_http(server.url) as client:
             answers = await asyncio.gather(
                 *(
                     client.post("/v1/sessions", json={"tutor_id": 1, "student_id": n})

@@ -12,7 +12,7 @@ from gpuserver.errors import AudioInvalid, EngineBusy, PromptTooLong
 from gpuserver.microphone import Microphone
 from gpuserver.tutor.conversation import Exchange
 from tests.conftest import Serve
-from tests.test_live_voice import LONG, answering, collect, of, say, silence, sound, writing
+from tests.test_live_voice import LONG, answering, asked, collect, of, say, silence, sound, writing
 
 
 async def test_what_a_replaced_client_was_saying_is_not_the_next_ones(serve: Serve) -> None:
@@ -62,9 +62,7 @@ async def test_an_answer_that_was_busy_ahead_is_tried_again_when_it_counts(serve
         async with converse(await management.create_session()) as socket:
             await socket.receive()
             await say(socket, sound(1.0) + silence(0.4))
-            async with asyncio.timeout(20):
-                while not server.cast.llm.requests:
-                    await asyncio.sleep(0.01)
+            await asked(server)
             await say(socket, silence(1.0))
             messages = await collect(socket, "turn.done")
             await socket.text("next")

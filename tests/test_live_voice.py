@@ -105,6 +105,13 @@ async def test_noise_without_words_is_not_answered(serve: Serve) -> None:
     assert [m["type"] for m in messages] == ["speech.started", "speech.stopped"]
 
 
+async def asked(server: Scripted) -> None:
+    """Wait until the model has been asked something."""
+    async with asyncio.timeout(20):
+        while not server.cast.llm.requests:
+            await asyncio.sleep(0.01)
+
+
 async def writing(server: Scripted) -> None:
     """Wait until the model is at work."""
     async with asyncio.timeout(5):
@@ -334,9 +341,7 @@ async def test_an_answer_begun_ahead_on_words_that_changed_leaves_no_trace(serve
         async with converse(await management.create_session()) as socket:
             await socket.receive()
             await say(socket, sound(1.0) + silence(0.4))
-            async with asyncio.timeout(20):
-                while not server.cast.llm.requests:
-                    await asyncio.sleep(0.01)
+            await asked(server)
             server.cast.asr.otherwise = "what is a list"
             await say(socket, sound(0.6) + silence(1.0))
             messages = await collect(socket, "turn.done")

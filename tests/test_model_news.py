@@ -206,15 +206,9 @@ async def test_a_chat_model_is_not_asked_what_the_course_does_not_cover(serve: S
 
 
 async def test_dialect_1_says_in_the_answer_that_it_is_not_from_the_course(
-    serve: Serve, tmp_path: Path
+    serve: Serve, general_tutor: Path
 ) -> None:
-    tutors = tmp_path / "general.yaml"
-    tutors.write_text(
-        "courses: {loops: course}\n"
-        "tutors:\n  - {id: 1, name: Ada, knowledge: [loops], outside: general}\n",
-        encoding="utf-8",
-    )
-    async with serve(tutors_file=tutors) as server, server.management() as management:
+    async with serve(tutors_file=general_tutor) as server, server.management() as management:
         server.cast.llm.scripts += [["France won."], ["Thanks."]]
         async with converse(await management.create_session(), v2=False) as socket:
             await socket.receive()

@@ -21,7 +21,7 @@ from gpuserver.config import Settings
 from gpuserver.errors import EngineFailed, ProviderUnavailable
 from gpuserver.providers import Place, RuntimeKey, Status
 from gpuserver.tutor.tutoring import Tutoring
-from tests.conftest import Running, Serve
+from tests.conftest import Running, Serve, local_http
 from tests.fakes import Cast, ScriptedLLM
 
 VOICE = {"kind": "tts", "provider": "espeak", "model": "en-gb"}
@@ -31,7 +31,7 @@ VOICE_ID = "tts:espeak:en-gb"
 @pytest.fixture
 async def api(server: Running) -> AsyncIterator[httpx2.AsyncClient]:
     base = f"{server.url}/mgmt/v1"
-    async with httpx2.AsyncClient(base_url=base, trust_env=False, timeout=30) as client:
+    async with local_http(base) as client:
         yield client
 
 
@@ -45,6 +45,7 @@ async def load(api: httpx2.AsyncClient, **body: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in answer.text.splitlines()]
 
 
+@pytest.mark.slow
 async def test_what_is_loaded_is_listed_with_whom_it_serves_and_what_it_takes(
     api: httpx2.AsyncClient,
 ) -> None:
@@ -65,6 +66,7 @@ async def test_what_is_loaded_is_listed_with_whom_it_serves_and_what_it_takes(
     assert voice["loaded_at"]
 
 
+@pytest.mark.slow
 async def test_a_model_is_loaded_step_by_step_kept_pinned_and_unloaded(
     api: httpx2.AsyncClient,
 ) -> None:
@@ -90,6 +92,7 @@ async def test_a_model_is_loaded_step_by_step_kept_pinned_and_unloaded(
         assert (gone.status_code, gone.json()["code"]) == (404, "model_not_loaded")
 
 
+@pytest.mark.slow
 async def test_a_model_in_use_is_refused_with_those_who_use_it(
     api: httpx2.AsyncClient, server: Running
 ) -> None:
@@ -111,6 +114,7 @@ async def test_a_model_in_use_is_refused_with_those_who_use_it(
     assert default.status_code == 409
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [
@@ -129,6 +133,7 @@ async def test_only_known_models_are_loaded(api: httpx2.AsyncClient, body: Any) 
         assert (answer.status_code, answer.json()["code"]) == (404, "model_unknown")
 
 
+@pytest.mark.slow
 async def test_what_lies_in_the_folder_of_models_may_be_loaded(
     api: httpx2.AsyncClient, server: Running
 ) -> None:
@@ -139,6 +144,7 @@ async def test_what_lies_in_the_folder_of_models_may_be_loaded(
         assert (await api.post("/models/fit", json=name)).json()["fits"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["x" * 501, 7, None])
 async def test_names_are_bounded(api: httpx2.AsyncClient, model: Any) -> None:
     answer = await api.post("/models/load", json={**VOICE, "model": model})
@@ -152,7 +158,7 @@ async def test_every_call_wants_the_management_key(serve: Serve) -> None:
     ]
     async with serve(management_api_key="key") as server:
         base = f"{server.url}/mgmt/v1"
-        async with httpx2.AsyncClient(base_url=base, trust_env=False) as stranger:
+        async with local_http(base) as stranger:
             for method, path in calls:
                 body = {**VOICE, "id": VOICE_ID, "pinned": True} if method == "POST" else None
                 answer = await stranger.request(method, path, json=body)
@@ -166,7 +172,7 @@ async def test_a_caller_who_leaves_stops_no_load_and_a_failed_one_is_told(
     async with serve(tutor_overrides=overrides) as server:
         base = f"{server.url}/mgmt/v1"
         body = {"kind": "tts", "provider": "espeak", "model": "other"}
-        async with httpx2.AsyncClient(base_url=base, trust_env=False) as api:
+        async with local_http(base) as api:
             cast.tts.load_gate.clear()
             async with api.stream("POST", "/models/load", json=body) as answer:
                 async for line in answer.aiter_lines():
@@ -197,7 +203,7 @@ async def test_a_load_that_goes_on_is_ended_with_the_server(serve: Serve, cast: 
         base = f"{server.url}/mgmt/v1"
         cast.tts.load_gate = threading.Event()
         body = {"kind": "tts", "provider": "espeak", "model": "other"}
-        async with httpx2.AsyncClient(base_url=base, trust_env=False) as api:
+        async with local_http(base) as api:
             async with api.stream("POST", "/models/load", json=body):
                 while cast.tts.loads < 2:
                     await asyncio.sleep(0.005)

@@ -53,7 +53,7 @@ async def test_a_server_told_to_stop_tells_its_students_and_ends_in_time(tmp_pat
     grace = 1.0
     with running_server(tmp_path, SHUTDOWN_GRACE_SECONDS=str(grace)) as running:
         async with Management(running.url) as management:
-            tickets = [await management.create_session() for _ in range(3)]
+            tickets = [await management.create_session() for _ in range(4)]
         host, port = running.url.removeprefix("http://").split(":")
         _, half = await asyncio.open_connection(host, int(port))
         half.write(b"POST /v1/sessions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\n")
@@ -61,8 +61,9 @@ async def test_a_server_told_to_stop_tells_its_students_and_ends_in_time(tmp_pat
             converse(tickets[0]) as polite,
             converse(tickets[1]) as silent,
             RawClient.connect(running.url, tickets[2]) as deaf,
+            RawClient.connect(running.url, tickets[3], v2=False),
         ):
-            # The deaf one takes nothing, not even the goodbye.
+            # The deaf ones take nothing, not even the goodbye.
             deaf.send(b'{"type":"text","content":"What is a list?"}')
             await silent.receive()
             await polite.receive()

@@ -94,36 +94,37 @@ async def test_promise_04_create(serve: Serve) -> None:
         assert b'"status":"active"' in answer.content
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"not json",
-        b"[]",
-        b"null",
-        b"5",
-        b'{"tutor_id":1}',
-        b'{"tutor_id":"one","student_id":1}',
-        b'{"tutor_id":1.5,"student_id":1}',
-        b'{"tutor_id":NaN,"student_id":1}',
-        b'{"tutor_id":1,"student_id":1,"kb_id":5}',
-        b'{"tutor_id":1,"student_id":1,"kb_id":"\\ud800"}',
-        b'{"tutor_id":1,"student_id":1,"kb_id":"' + b"x" * 4096 + b'"}',
-        b'{"tutor_id":' + b"9" * 5000 + b',"student_id":1}',
-        b"[" * 60_000,
-        b"\xff\xfe",
-    ],
+BAD_BODIES = (
+    b"",
+    b"not json",
+    b"[]",
+    b"null",
+    b"5",
+    b'{"tutor_id":1}',
+    b'{"tutor_id":"one","student_id":1}',
+    b'{"tutor_id":1.5,"student_id":1}',
+    b'{"tutor_id":NaN,"student_id":1}',
+    b'{"tutor_id":1,"student_id":1,"kb_id":5}',
+    b'{"tutor_id":1,"student_id":1,"kb_id":"\\ud800"}',
+    b'{"tutor_id":1,"student_id":1,"kb_id":"' + b"x" * 4096 + b'"}',
+    b'{"tutor_id":' + b"9" * 5000 + b',"student_id":1}',
+    b"[" * 60_000,
+    b"\xff\xfe",
 )
-async def test_promise_04_a_bad_body_is_422(serve: Serve, body: bytes) -> None:
+
+
+async def test_promise_04_a_bad_body_is_422(serve: Serve, subtests: pytest.Subtests) -> None:
     async with serve() as server, server.management() as management:
-        answer = await management._http.post(
-            "/v1/sessions", content=body, headers={"content-type": "application/json"}
-        )
-        assert answer.status_code == 422, answer.content
-        assert answer.json()["detail"]
-        assert answer.json()["code"] == "bad_request"
-        assert len(answer.content) < 2000
-        assert b"Traceback" not in answer.content
+        for body in BAD_BODIES:
+            with subtests.test(repr(body[:60])):
+                answer = await management._http.post(
+                    "/v1/sessions", content=body, headers={"content-type": "application/json"}
+                )
+                assert answer.status_code == 422, answer.content
+                assert answer.json()["detail"]
+                assert answer.json()["code"] == "bad_request"
+                assert len(answer.content) < 2000
+                assert b"Traceback" not in answer.content
 
 
 async def test_promise_05_read(serve: Serve) -> None:
@@ -290,18 +291,21 @@ async def test_promise_14_audio_transcription_audio(serve: Serve) -> None:
             assert file.getnframes() > file.getframerate() // 10
 
 
-@pytest.mark.parametrize("frame", ["not json", "[]", "5", "{}", '{"type":"dance"}', b"\0"])
-async def test_promise_15_the_error_shape(serve: Serve, frame: str | bytes) -> None:
+async def test_promise_15_the_error_shape(serve: Serve, subtests: pytest.Subtests) -> None:
+    frames = ("not json", "[]", "5", "{}", '{"type":"dance"}', b"\0")
     async with serve() as server, server.management() as management:
-        async with converse(await management.create_session(), v2=False) as socket:
-            await socket.receive()
-            await socket.send(frame)
-            error = await socket.receive()
-            assert error["type"] == "error"
-            assert isinstance(error["content"], str)
-            assert of_now(error["timestamp"])
-            await socket.text("still there?")
-            assert (await socket.receive())["content"] == "You asked: still there?"
+        for frame in frames:
+            ticket = await management.create_session()
+            with subtests.test(repr(frame)):
+                async with converse(ticket, v2=False) as socket:
+                    await socket.receive()
+                    await socket.send(frame)
+                    error = await socket.receive()
+                    assert error["type"] == "error"
+                    assert isinstance(error["content"], str)
+                    assert of_now(error["timestamp"])
+                    await socket.text("still there?")
+                    assert (await socket.receive())["content"] == "You asked: still there?"
 
 
 async def test_promise_16_role_and_timestamp(serve: Serve) -> None:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import torch
-import transformers
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from tests.built import built_once
+
 COURSES: Final = Path(__file__).parents[2] / "gpuserver" / "courses"
-CACHE: Final = Path.home() / ".cache" / "gpuserver-tests"
 SAYS: Final = {"ada": "Ada ", "bo": "Bo "}
 """What the model says with each adapter, over and over, whatever it is asked."""
 THOUGHT: Final = ("One", "Two", "Three")
@@ -54,18 +51,7 @@ def thinking_model() -> Path:
 
 def cached(name: str, build: Callable[[Path], None]) -> Path:
     """A folder that is built once for this file and these libraries."""
-    parts = (Path(__file__).read_bytes(), torch.__version__.encode())
-    digest = hashlib.sha256(b"\0".join((*parts, transformers.__version__.encode()))).hexdigest()
-    folder = CACHE / f"{name}-{digest[:12]}"
-    if not folder.is_dir():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=CACHE))
-        build(new)
-        try:
-            new.rename(folder)
-        except OSError:  # somebody else was quicker
-            shutil.rmtree(new)
-    return folder
+    return built_once(name, build, [Path(__file__)], ["torch", "transformers"])
 
 
 def _build_chat(folder: Path) -> None:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import tempfile
 import wave
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +15,8 @@ from TTS.tts.configs.shared_configs import CharactersConfig
 from TTS.tts.configs.vits_config import VitsArgs, VitsConfig
 from TTS.tts.models.vits import Vits
 
-CACHE: Final = Path.home() / ".cache" / "gpuserver-tests"
+from tests.built import built_once
+
 SPEAKERS: Final = ("ada", "bo")
 VITS_RATE: Final = 16_000
 XTTS_TOKENS: Final = 45
@@ -30,32 +26,21 @@ _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
 
 def vits() -> Path:
     """The folder of a voice of two speakers that reads lower-case English letters."""
-    return _cached("vits", _build_vits)
+    return _built("vits", _build_vits)
 
 
 def xtts() -> Path:
     """The folder of a voice that goes on until it has no more tokens, with one recording."""
-    return _cached("xtts", _build_xtts)
+    return _built("xtts", _build_xtts)
 
 
-def _cached(name: str, build: Callable[[Path], None]) -> Path:
+def _built(name: str, build: Callable[[Path], None]) -> Path:
     """A folder that is built once for this file and these libraries."""
-    made_by = f"{torch.__version__} {version('coqui-tts')}"
-    digest = hashlib.sha256(Path(__file__).read_bytes() + made_by.encode()).hexdigest()
-    folder = CACHE / f"{name}-{digest[:12]}"
-    if not folder.is_dir():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        half = Path(tempfile.mkdtemp(dir=CACHE))
-        torch.manual_seed(0)
-        build(half)
-        try:
-            os.rename(half, folder)
-        except OSError:  # somebody else was quicker
-            shutil.rmtree(half)
-    return folder
+    return built_once(name, build, [Path(__file__)], ["torch", "coqui-tts"])
 
 
 def _build_vits(folder: Path) -> None:
+    torch.manual_seed(0)
     model_args = VitsArgs(
         hidden_channels=32,
         hidden_channels_ffn_text_encoder=64,
@@ -109,6 +94,7 @@ def _build_xtts(folder: Path) -> None:
     from TTS.tts.configs.xtts_config import XttsArgs, XttsConfig  # noqa: PLC0415
     from TTS.tts.models.xtts import Xtts  # noqa: PLC0415
 
+    torch.manual_seed(0)
     words = Tokenizer(models.BPE(unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
