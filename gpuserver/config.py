@@ -105,8 +105,12 @@ class Settings(BaseSettings):
     """Sentence-embedding model: a folder or a hub name."""
     index_provider: str = "auto"
     """What searches the course's vectors: `auto`, `numpy` or `faiss`."""
+    reranker_provider: str = "auto"
+    """What reads the best passages again: `auto`, `none` or `sentence-transformers`."""
+    reranker_model: str = ""
+    """Cross-encoder that judges whether a passage answers a question: a folder or a hub name."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where recognition, speech and embeddings run; `auto`: on a GPU if there is one."""
+    """Where recognition, speech and retrieval run; `auto`: on a GPU if there is one."""
     offline: bool = False
     """Never ask a model hub: models are folders, or were pulled before."""
     models_dir: Path | None = None

@@ -45,6 +45,60 @@ class KnowledgeBaseDamaged(GpuServerError):
     zh = "知识库 {kb_id!r} 的文件已损坏，请删除或重新导入。"
 
 
+class KnowledgeBaseBusy(GpuServerError):
+    """Another process holds its file, such as a backup; nothing was changed."""
+
+    code = "knowledge_base_busy"
+    status = 503
+    retryable = True
+    en = (
+        "The file of the knowledge base {kb_id!r} is held by another program, such as a backup; "
+        "try again when that is done."
+    )
+    zh = "知识库 {kb_id!r} 的文件正被其他程序（例如备份）占用，请等它结束后重试。"
+
+
+class KnowledgeBaseNotDeleted(GpuServerError):
+    """The server may not write where it lies; nothing was changed."""
+
+    code = "knowledge_base_not_deleted"
+    status = 503
+    retryable = True
+    en = (
+        "The knowledge base {kb_id!r} can't be deleted: the server may not write in its folder "
+        "under DATA_DIR/knowledge. Let it, and try again."
+    )
+    zh = (
+        "无法删除知识库 {kb_id!r}：服务器不能写入它在 DATA_DIR/knowledge 下的文件夹，"
+        "请修改权限后重试。"
+    )
+
+
+class KnowledgeBaseUnprepared(GpuServerError):
+    """Nothing of it is indexed yet: what a student of it is told."""
+
+    code = "knowledge_base_unprepared"
+    status = 503
+    retryable = True
+    en = (
+        "The knowledge base {kb_id!r} is still being prepared; until then answers use the tutor's "
+        "own course."
+    )
+    zh = "知识库 {kb_id!r} 还在准备中，在此之前将使用导师自己的课程回答。"
+
+
+class KnowledgeBaseUnreadable(GpuServerError):
+    """It, or each of its documents, has a problem: what a student of it is told."""
+
+    code = "knowledge_base_unreadable"
+    status = 503
+    en = (
+        "The knowledge base {kb_id!r} could not be read; answers use the tutor's own course. "
+        "Please tell your teacher."
+    )
+    zh = "知识库 {kb_id!r} 无法读取，将使用导师自己的课程回答。请告诉你的老师。"
+
+
 class KnowledgeBaseOutdated(GpuServerError):
     """Its vectors are another embedding model's, and took too long to be thrown away unasked."""
 
@@ -90,6 +144,15 @@ class DocumentTypeUnknown(GpuServerError):
         "zip of them."
     )
     zh = "无法读取 {name!r}，请上传 PDF、DOCX、PPTX、Markdown、HTML、文本或 CSV，或它们的 zip 包。"
+
+
+class DocumentHidden(GpuServerError):
+    """What a system or a program keeps beside documents."""
+
+    code = "document_hidden"
+    status = 422
+    en = "{name!r} is a hidden or temporary file; upload the document itself, or rename it."
+    zh = "{name!r} 是隐藏文件或临时文件，请上传文档本身，或将其重命名。"
 
 
 class DocumentUnreadable(GpuServerError):

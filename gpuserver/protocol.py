@@ -378,10 +378,13 @@ class Source:
 
 @dataclass
 class Sources:
+    """What the answer may cite, or, where the material does not surely answer, what is `near`."""
+
     seq: int
     timestamp: datetime
     turn_id: str
     passages: list[Source]
+    near: list[Source]
     type: Literal["sources"] = "sources"
 
 

@@ -12,15 +12,19 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 
 
-async def finish_in_thread(function: Callable[..., _T], *args: Any) -> _T:
+async def finish_in_thread(
+    function: Callable[..., _T], *args: Any, hurry: Callable[[], None] = lambda: None
+) -> _T:
     """Run a blocking function in a thread and wait for its end even when the caller is cancelled.
 
     A thread can't be stopped; leaving it behind would let a half-made thing outlive its owner.
+    `hurry` is called when the caller is cancelled: a long function may look out for that.
     """
     work = asyncio.get_running_loop().run_in_executor(None, function, *args)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
+        hurry()
         while not work.done():
             with suppress(asyncio.CancelledError):  # cancelled again
                 await asyncio.wait([work])

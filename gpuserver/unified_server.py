@@ -26,7 +26,7 @@ from gpuserver.api.websocket_server import Door
 from gpuserver.background import claimed, local_url
 from gpuserver.config import Settings
 from gpuserver.errors import ConfigurationError, GpuServerError
-from gpuserver.knowledge.knowledge_bases import KnowledgeBases
+from gpuserver.knowledge.notices import notice_of
 from gpuserver.live.answering import Limits
 from gpuserver.live.barge_in import BargeInRules
 from gpuserver.live.endpointing import Endpointing
@@ -204,7 +204,7 @@ def _state(settings: Settings, tutoring: Tutoring) -> State:
     door = Door(
         sessions,
         live_sessions,
-        lambda kb_id: _answers(tutoring.knowledge, kb_id),
+        lambda kb_id: notice_of(tutoring.knowledge, kb_id),
         settings.allowed_origins,
         settings.send_timeout_seconds,
         settings.max_messages_per_second,
@@ -234,11 +234,6 @@ def _open_store(state: State) -> None:
     if not state.store.opened:
         state.store.open()
         state.sessions.restore(state.store.load())
-
-
-def _answers(knowledge: KnowledgeBases, kb_id: str) -> bool:
-    """Whether a session's knowledge base is there and can be read; else its student is told."""
-    return knowledge.known(kb_id) and knowledge.base(kb_id).state != "failed"
 
 
 def _rules(settings: Settings) -> Rules:

@@ -264,6 +264,27 @@ class HashEmbeddings(_Runtime):
         return scaled
 
 
+class ScriptedReranker(_Runtime):
+    """Gives each text the sum of what its words are `worth`, on a scale of its own.
+
+    With `failure` it raises that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale: Mapping[Language, Scale] = {"en": Scale(0.5, -1.0)}
+        self.worth: dict[str, float] = {}
+        self.failure: Exception | None = None
+        self.asked: list[tuple[str, Sequence[str]]] = []
+
+    def score(self, question: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.asked.append((question, texts))
+        if self.failure is not None:
+            raise self.failure
+        worth = [sum(x for word, x in self.worth.items() if word in text) for text in texts]
+        return np.array(worth, np.float32)
+
+
 @dataclass
 class Cast:
     """One of each, and a provider table of them."""
@@ -274,6 +295,7 @@ class Cast:
     vad: OpenVAD = field(default_factory=OpenVAD)
     embeddings: HashEmbeddings = field(default_factory=HashEmbeddings)
     index: Callable[[str, Place], Any] = NumpyIndex
+    reranker: ScriptedReranker = field(default_factory=ScriptedReranker)
 
     def find(self, key: RuntimeKey) -> Callable[[str, Place], Any]:
         runtime: Callable[[str, Place], Any] = getattr(self, key.kind)

@@ -17,7 +17,7 @@ from gpuserver.documents import Piece, ReadDocument, ReadingLimits
 from gpuserver.knowledge.info import DocumentInfo
 from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.language import Language, keywords
-from gpuserver.providers import Scale
+from gpuserver.providers import Scale, VectorIndex
 
 SHIPPED = Path(__file__).resolve().parent.parent / "gpuserver" / "courses" / "python"
 MECHANICS = "Friction slows a moving sledge.\n\nGravity pulls every apple down."
@@ -28,8 +28,18 @@ def quiet(done: int, total: int) -> None:
     assert 0 <= done <= total
 
 
+def word_vectors(texts: Sequence[str], dimension: int) -> NDArray[np.float32]:
+    """Of length 1, (texts, dimension): each keyword has its own direction."""
+    vectors = np.zeros((len(texts), dimension), np.float32)
+    for row, text in enumerate(texts):
+        for word in keywords(text) or ["?"]:
+            vectors[row, sum(word.encode()) % dimension] += 1
+    unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
+
+
 class WordEmbeddings:
-    """Texts with words in common are near: each keyword has its own direction.
+    """Texts with words in common are near.
 
     While `gate` is closed, what is embedded waits.
     """
@@ -48,12 +58,7 @@ class WordEmbeddings:
         if not query:
             assert self.gate.wait(30)
             self.texts.extend(texts)
-        vectors = np.zeros((len(texts), self.dimension), np.float32)
-        for row, text in enumerate(texts):
-            for word in keywords(text) or ["?"]:
-                vectors[row, sum(word.encode()) % self.dimension] += 1
-        unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        return unit
+        return word_vectors(texts, self.dimension)
 
 
 class ScriptedReader:
@@ -96,13 +101,14 @@ class School:
     reader: ScriptedReader = field(default_factory=ScriptedReader)
     settings: Settings = DEFAULTS
     courses: dict[str, Path] = field(default_factory=dict)
+    index: VectorIndex | None = None
     knowledge: KnowledgeBases = field(init=False)
 
     @asynccontextmanager
     async def open(self, *, working: bool = True) -> AsyncIterator[KnowledgeBases]:
         """The knowledge bases of a server that runs; without `working` nothing is indexed."""
         self.knowledge = await asyncio.to_thread(
-            KnowledgeBases.open, self.courses, self.embeddings, self.folder, quiet, None,
+            KnowledgeBases.open, self.courses, self.embeddings, self.folder, quiet, self.index,
             self.settings, self.reader,
         )  # fmt: skip
         try:

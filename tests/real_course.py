@@ -63,9 +63,13 @@ async def _ready(conversation: Conversation) -> None:
 def reply(messages: Sequence[dict[str, Any]]) -> Reply:
     """What the student got of one answer."""
     assert messages[-1]["status"] == "completed", messages[-1]
-    told = (message["passages"] for message in messages if message["type"] == "sources")
+    told = [message for message in messages if message["type"] == "sources"]
     text = "".join(m["content"] for m in messages if m["type"] == "text.delta")
-    return Reply([_passage(source) for source in next(told, [])], text)
+    found, near = (
+        [_passage(source) for message in told for source in message[key]]
+        for key in ("passages", "near")
+    )
+    return Reply(found, text, near)
 
 
 def _passage(source: dict[str, Any]) -> Passage:

@@ -12,7 +12,8 @@ from gpuserver.language import Language
 
 @dataclass(frozen=True)
 class Report:
-    """`found_first` and `found_in_three` are counts; `missed` and `answered` hold questions."""
+    """`found_first` and `found_in_three` are counts, of passages shown beside a refusal too;
+    `missed` and `answered` hold questions."""
 
     asked: int
     declined: int
@@ -59,8 +60,8 @@ def run(
     answered: list[str] = []
     kept = [question for question in questions if keep(question)]
     for question in kept:
-        found = bases.search(question["question"], language, kb_ids)
-        headings = [passage.heading for passage in found]
+        found, near = bases.find(question["question"], language, kb_ids)
+        headings = [passage.heading for passage in found or near]
         right = {question["heading"], *question.get("also", ())} if "heading" in question else set()
         declined += not found
         first += bool(right & set(headings[:1]))

@@ -162,14 +162,18 @@ async def test_a_student_is_told_of_a_knowledge_base_that_cannot_be_read(
 ) -> None:
     async with serve() as server, server.management() as management:
         knowledge = in_memory(server, tmp_path / "in")
-        whole = knowledge.put_base("physics-9")
-        ticket = await management.create_session(kb_id="physics-9")
-        async with converse(ticket) as socket:
-            assert not (await socket.receive()).get("notice")
-        knowledge._infos["physics-9"] = replace(whole, state="failed")
-        ticket = await management.create_session(kb_id="physics-9")
-        async with converse(ticket) as socket:
-            assert "physics-9" in (await socket.receive())["notice"]
+        empty = knowledge.put_base("physics-9")
+
+        async def told() -> str:
+            ticket = await management.create_session(kb_id="physics-9")
+            async with converse(ticket) as socket:
+                return str((await socket.receive()).get("notice") or "")
+
+        assert "still being prepared" in await told()
+        knowledge._infos["physics-9"], knowledge.indexes = replace(empty, state="failed"), True
+        assert "could not be read" in await told()
+        knowledge.put_document("physics-9", "forces", b"A force pulls.", "forces.md")
+        assert not await told()
 
 
 async def test_a_second_socket_replaces_the_first_which_is_told(serve: Serve) -> None:

@@ -11,9 +11,10 @@ from gpuserver.errors import ProviderUnavailable
 from gpuserver.knowledge.index import Index
 from gpuserver.knowledge.parts import Part, texts_to_embed
 from gpuserver.knowledge.terms import make_terms
-from gpuserver.language import Language, keywords
+from gpuserver.language import Language
 from gpuserver.providers import Passage, Scale
 from gpuserver.providers.numpy import NumpyIndex, NumpyVectors
+from tests.knowledge_fakes import word_vectors
 
 
 class Embeddings:
@@ -27,12 +28,7 @@ class Embeddings:
         self.languages = frozenset[str](languages)
 
     def embed(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
-        vectors = np.zeros((len(texts), self.dimension), np.float32)
-        for row, text in enumerate(texts):
-            for word in keywords(text) or ["?"]:
-                vectors[row, sum(word.encode()) % self.dimension] += 1
-        unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        return unit
+        return word_vectors(texts, self.dimension)
 
 
 WORDS_ONLY = Embeddings()
@@ -313,7 +309,7 @@ def test_a_longer_text_stays_beside_a_shorter_one_that_it_holds() -> None:
     assert found(index, "what is a stack") == ["a#1", "b#1"]
 
 
-# Explained, and ranked again
+# Explained
 
 
 def test_an_explanation_holds_what_a_search_gives_and_what_is_below_the_bar(
@@ -336,20 +332,3 @@ def test_an_explanation_holds_what_a_search_gives_and_what_is_below_the_bar(
     assert (
         index.search("who scored a goal in the code league of volcano football", "en", ["kb"]) == []
     )
-
-
-def test_a_reranker_orders_what_is_covered_and_only_that() -> None:
-    index = Index(WORDS_ONLY)
-    lists = part("a", *[(f"List {n}", f"A list of sort{n} keeps values.") for n in range(9)])
-    index.put([*OTHERS, lists])
-    asked: list[int] = []
-
-    def backwards(question: str, passages: Sequence[Passage]) -> list[float]:
-        asked.append(len(passages))
-        return [float(item.n) for item in passages]
-
-    best = index.search("list values", "en", ["kb"], k=2, rerank=backwards)
-    considered = index.explain("list values", "en", ["kb"], k=6)
-    assert [item.n for item in best] == sorted(hit.passage.n for hit in considered)[:-3:-1]
-    assert index.search("volcano", "en", ["kb"], rerank=backwards) == []
-    assert asked == [6]

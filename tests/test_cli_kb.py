@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import zipfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -13,24 +15,12 @@ import typer
 
 from gpuserver.cli import kb
 from gpuserver.course_errors import DiskFull, DocumentUnreadable
-from tests.conftest import Serve
+from tests.commands import NOBODY, run
+from tests.conftest import Scripted, Serve
 from tests.file_server import FileServer, serving
-from tests.memory_knowledge import in_memory
+from tests.memory_knowledge import MemoryKnowledge, in_memory
 
 pytestmark = pytest.mark.slow
-
-NOBODY = "http://127.0.0.1:1"
-
-
-async def run(command: Callable[[], None]) -> int:
-    """The exit status of a command, which runs beside the server that it asks."""
-    try:
-        await asyncio.to_thread(command)
-    except typer.Exit as ended:
-        return ended.exit_code
-    except click.exceptions.Abort:
-        return 1
-    return 0
 
 
 def names(folder: Path, beginning: str) -> list[str]:
@@ -140,35 +130,37 @@ async def test_a_full_disk_is_told_once(
     assert capsys.readouterr().err.count("disk is full") == 1
 
 
-async def test_a_document_that_is_deleted_meanwhile_is_not_waited_for(
-    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lesson = tmp_path / "lesson.md"
+@asynccontextmanager
+async def waiting(
+    serve: Serve, folder: Path
+) -> AsyncIterator[tuple[Scripted, MemoryKnowledge, asyncio.Task[int]]]:
+    """A server, its knowledge, and a command that waits there until a document is ready."""
+    lesson = folder / "lesson.md"
     lesson.write_text("one")
     async with serve() as server:
-        knowledge = in_memory(server, tmp_path / "in")
-        adding = asyncio.create_task(run(lambda: kb.add([lesson], "physics", url=server.url)))
+        knowledge = in_memory(server, folder / "in")
+        command = asyncio.create_task(run(lambda: kb.add([lesson], "physics", url=server.url)))
         async with asyncio.timeout(20):
             while not knowledge.watchers:
                 await asyncio.sleep(0.01)
-            await knowledge.remove("physics", knowledge.documents("physics")[0].id)
-            assert await adding == 0
+            yield server, knowledge, command
+
+
+async def test_a_document_that_is_deleted_meanwhile_is_not_waited_for(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with waiting(serve, tmp_path) as (_, knowledge, command):
+        await knowledge.remove("physics", knowledge.documents("physics")[0].id)
+        assert await command == 0
     assert "removed" in capsys.readouterr().out
 
 
 async def test_a_server_that_stops_meanwhile_is_one_sentence(
     serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lesson = tmp_path / "lesson.md"
-    lesson.write_text("one")
-    async with serve() as server:
-        knowledge = in_memory(server, tmp_path / "in")
-        adding = asyncio.create_task(run(lambda: kb.add([lesson], "physics", url=server.url)))
-        async with asyncio.timeout(20):
-            while not knowledge.watchers:
-                await asyncio.sleep(0.01)
-            await server.server.shutdown()
-            assert await adding == 1
+    async with waiting(serve, tmp_path) as (server, _, command):
+        await server.server.shutdown()
+        assert await command == 1
     assert "goes on when it is back" in capsys.readouterr().err
 
 
@@ -194,22 +186,23 @@ async def test_removing_asks_first(
     assert asked == ["Delete 'physics' for good?"] * 2
 
 
-@pytest.mark.parametrize("odd", ["..", "../../etc", "a\x00b", "phуsics"])
 async def test_an_odd_id_is_a_sentence(
-    serve: Serve, odd: str, course: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    serve: Serve, course: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    parcel = tmp_path / "x.zip"
     async with serve() as server:
         url = server.url
-        assert await run(lambda: kb.add([course], odd, url=url)) == 1
-        assert "A knowledge base's id has" in capsys.readouterr().err
-        for command in (
-            lambda: kb.show(odd, url=url),
-            lambda: kb.remove(odd, yes=True, url=url),
-            lambda: kb.search(odd, "a", url=url),
-            lambda: kb.export_base(odd, tmp_path / "x.zip", url=url),
-        ):
-            assert await run(command) == 1
-            assert "There is no knowledge base" in capsys.readouterr().err
+        for odd in ("..", "../../etc", "a\x00b", "phуsics"):
+            assert await run(partial(kb.add, [course], odd, url=url)) == 1
+            assert "A knowledge base's id has" in capsys.readouterr().err, odd
+            for command in (
+                partial(kb.show, odd, url=url),
+                partial(kb.remove, odd, yes=True, url=url),
+                partial(kb.search, odd, "a", url=url),
+                partial(kb.export_base, odd, parcel, url=url),
+            ):
+                assert await run(command) == 1, command
+                assert "There is no knowledge base" in capsys.readouterr().err, command
     assert names(tmp_path, "x.zip") == []
 
 

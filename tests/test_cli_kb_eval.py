@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gpuserver.cli.kb_eval import evaluate_base
+from tests.commands import NOBODY, run
 from tests.conftest import Serve
-from tests.test_cli_kb import NOBODY, run
 
 QUESTIONS = """question,document,heading,outside
 What is a list?,,Lists,

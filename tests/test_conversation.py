@@ -58,6 +58,29 @@ def test_a_question_with_its_own_subject_stays_as_it_is(language: Language, ques
     assert after("Lists", question, language) == question
 
 
+@pytest.mark.parametrize(
+    ("language", "question"),
+    [
+        ("en", "And which things are the opposite?"),
+        ("en", "What about the other kind?"),
+        ("en", "Would that work underwater too?"),
+        ("zh", "那时候还发明了什么？"),
+        ("zh", "后来呢？"),
+        ("zh", "结果怎么样？"),
+    ],
+)
+def test_what_may_point_back_does_so_if_it_finds_nothing_by_itself(
+    language: Language, question: str
+) -> None:
+    conversation = Conversation(4)
+    conversation.add(Exchange("Earlier?", "Yes.", "Python › Lists"))
+    assert conversation.whole_question(question, language) == question
+    loosely = conversation.whole_question(question, language, loosely=True)
+    assert loosely == f"{question} (Lists)"
+    whole = "Why is the sky blue?"
+    assert conversation.whole_question(whole, "en", loosely=True) == whole
+
+
 def test_nothing_was_said_yet() -> None:
     assert Conversation(4).whole_question("And how do I write one?", "en") == (
         "And how do I write one?"

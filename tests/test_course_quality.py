@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -82,51 +82,54 @@ def _report(asked: Sequence[Asked], supports: Supports | None = None) -> Report:
     return asyncio.run(evaluate(replies, ask, supports))
 
 
-def _scores(asked: Sequence[Asked], **wanted: str) -> Scores:
+def _scores(asked: Sequence[Asked], **wanted: object) -> Scores:
     """The scores of the questions with these fields."""
     return _report([each for each in asked if wanted.items() <= each.row.items()]).all
 
 
 def _told(asked: Sequence[Asked]) -> str:
     """A table, and what went wrong."""
-    groups = [{}, *({"language": each} for each in TUTOR), *({"course": each} for each in COURSES)]
+    groups: list[Mapping[str, object]] = [
+        {},
+        *({"language": language} for language in TUTOR),
+        *({"course": course} for course in COURSES),
+        *({"language": x, "shares_words": y} for x in TUTOR for y in (True, False)),
+    ]
     lines = [
         "",
-        "                    recall@1  @3     @5(4)  MRR    cited rightly  refused  not found",
+        "shown:                     recall@1  @3     @5(4)  MRR    its section  refused  declined",
     ]
     for group in groups:
         scores = _scores(asked, **group)
         shares = (scores.recall(1), scores.recall(3), scores.recall(5), scores.mrr)
         told = "  ".join(f"{share:.3f}" for share in shares)
-        name = next(iter(group.values()), "all")
+        name = " ".join(f"{value}" for value in group.values()) or "all"
         lines.append(
-            f"{name:10} {scores.asked:2} asked  {told}  {scores.right_markers:3}/{scores.markers:3}"
+            f"{name:17} {scores.asked:2} asked  {told}  {scores.right_markers:3}/{scores.markers:3}"
             f" {scores.citation_precision:.3f}  {scores.refused:2}/{scores.outside:2}"
             f"    {scores.refused_inside:2}/{scores.asked}"
         )
     for each in asked:
-        rank = next((n for n, p in enumerate(each.reply.passages, 1) if each.question.fits(p)), 0)
+        rank = next((n for n, p in enumerate(each.reply.shown, 1) if each.question.fits(p)), 0)
         if (each.question.outside and each.reply.passages) or not (
             each.question.outside or 0 < rank <= 3
         ):
-            found = [passage.heading for passage in each.reply.passages] or "nothing"
+            found = [passage.heading for passage in each.reply.shown] or "nothing"
             lines.append(f"{each.row['id']}: {each.question.question} -> {found}")
     return "\n".join([*lines, ""])
 
 
-# What was reached at the first asking, with the embedded MiniLM. 20 of the 23 questions that miss
-# are taken for outside ones: half of them have the right passage first and below the bar. MiniLM
-# knows no Chinese, so that chemistry is searched by its words alone, and 27 of the 60 questions
-# were written without the words of their passage.
+# What is reached with the embedded MiniLM, which reads Chinese by a dictionary. Asked for: 0.95,
+# as far as the embedding model permits. 33 of the 60 questions share a word with their passage: all
+# are found and none declined, in both languages. MiniLM finds 15 of the 27 that share none.
 # The bounds leave room for one question more: cosines differ a little between processors.
-RECALL_AT_3: Final = {"physics": 15 / 25, "biology": 10 / 15, "chemistry": 9 / 20}
-"""Asked for: 0.95; reached: 16 / 25, 11 / 15, 10 / 20."""
-PRECISION: Final = 0.75
-"""Asked for: 0.95; reached: 101 of 129. Every marker's sentence is its passage's own, below; the
-others are of another passage than the right one, found in its place or quoted beside it."""
-REFUSED: Final = 16 / 20
-"""Asked for: 0.9; reached: 17 of 20. The three that are answered are near the subject: "the steps
-of the Krebs cycle" has the carbon cycle's words."""
+RECALL_AT_3: Final = {"physics": 18 / 25, "biology": 11 / 15, "chemistry": 16 / 20}
+"""Shown among the first three, beside a refusal too; reached: 19 / 25, 12 / 15, 17 / 20."""
+RIGHT_SECTION: Final = 0.85
+"""Reached: 106 of 117. Every marker's sentence is its passage's own, below; the others are of
+another passage than the one the question was written from, found in its place or beside it."""
+REFUSED: Final = 18 / 20
+"""Asked for: 0.9; reached: 19 of 20."""
 
 
 @pytest.mark.parametrize("course", COURSES)
@@ -139,7 +142,7 @@ def test_the_right_passage_is_among_the_first_three(asked: list[Asked], course: 
 def test_markers_stand_for_passages_that_answer_the_question(asked: list[Asked]) -> None:
     scores = _scores(asked)
     assert scores.markers >= 60
-    assert scores.right_markers / scores.markers >= PRECISION
+    assert scores.right_markers / scores.markers >= RIGHT_SECTION
 
 
 def test_what_is_marked_stands_in_the_passage(asked: list[Asked]) -> None:

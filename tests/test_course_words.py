@@ -19,6 +19,13 @@ class Shelves:
     def __init__(self) -> None:
         self.versions: dict[str, int] = {}
         self.made = 0
+        self.listened: list[tuple[str, tuple[str, ...]]] = []
+
+    def known(self, kb_id: str) -> bool:
+        return not kb_id.startswith("unknown")
+
+    def listened_for(self, vocabulary: Vocabulary, kb_ids: Iterable[str]) -> None:
+        self.listened.append((vocabulary.digest, tuple(kb_ids)))
 
     def version(self, kb_ids: Iterable[str]) -> tuple[int, ...]:
         return tuple(self.versions.get(kb_id, 0) for kb_id in kb_ids)
@@ -57,6 +64,12 @@ async def test_they_are_made_once_and_the_recogniser_is_ready_for_them(made: Mad
     assert made.asr.prepared == [first]
     assert (await made.words.of(("a",))).words == ("a0",)
     assert made.shelves.made == 2
+
+
+async def test_it_is_noted_whose_words_the_recogniser_keeps(made: Made) -> None:
+    words = await made.words.of(("a", "unknown"))
+    assert words.words == ("a0",)
+    assert made.shelves.listened == [(words.digest, ("a",))]
 
 
 async def test_a_changed_document_brings_its_words(made: Made) -> None:

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pytest
 
 from gpuserver.client import Ticket, converse
 from gpuserver.knowledge import vocabulary
 from gpuserver.knowledge.course import load
-from tests.conftest import Running
+from tests.conftest import Running, local_http
 from tests.speech import flite, webm_opus
 
 pytestmark = pytest.mark.slow
@@ -31,7 +30,7 @@ VOICES = ("slt", "rms")
 
 
 async def ticket(server: Running, tutor_id: int = 1) -> Ticket:
-    async with httpx2.AsyncClient(base_url=server.url, trust_env=False) as http:
+    async with local_http(server.url) as http:
         made = (
             await http.post("/v1/sessions", json={"tutor_id": tutor_id, "student_id": 1})
         ).json()

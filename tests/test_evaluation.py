@@ -82,24 +82,30 @@ async def test_the_report_counts_what_was_found_cited_and_refused() -> None:
         "first": Reply([fall, force], "It falls. [1] It is heavy. [2]"),
         "third": Reply([wave, force, fall], "It waves. [3] See `x[1]`."),
         "never": Reply([], "The course does not cover this."),
+        "near": Reply([], "The course does not clearly cover this.", [wave, fall]),
         "谁": Reply([], "没有。"),
         "who": Reply([wave], "Somebody. [1]"),
     }
     questions = [
-        *(EvalQuestion(question=q, heading="Free fall") for q in ("first", "third", "never")),
+        *(
+            EvalQuestion(question=q, heading="Free fall")
+            for q in ("first", "third", "never", "near")
+        ),
         EvalQuestion(question="谁", language="zh", outside=True),
         EvalQuestion(question="who", outside=True),
     ]
     report = await evaluate(questions, ask_of(replies))
     scores = report.all
-    assert scores.recall(1) == pytest.approx(1 / 3)
-    assert scores.recall(3) == scores.recall(5) == pytest.approx(2 / 3)
-    assert scores.mrr == pytest.approx((1 + 1 / 3) / 3)
+    assert scores.recall(1) == pytest.approx(1 / 4)
+    assert scores.recall(3) == scores.recall(5) == pytest.approx(3 / 4)
+    assert scores.mrr == pytest.approx((1 + 1 / 3 + 1 / 2) / 4)
+    assert scores.refused_inside == 2
     assert scores.citation_precision == pytest.approx(2 / 4)
     assert scores.refusal_rate == pytest.approx(1 / 2)
     assert report.by_language["zh"].refusal_rate == 1
     assert report.by_language["zh"].recall(1) is None
-    assert [poor.question.question for poor in report.worst] == ["who", "never", "third", "first"]
+    worst = [poor.question.question for poor in report.worst]
+    assert worst == ["who", "never", "third", "near", "first"]
     assert report.worst[2].rank == 3
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gpuserver.knowledge import course
 from gpuserver.language import Language, code_blocks, prose, sentences
 from gpuserver.providers import Message, Passage, Place, Request
-from gpuserver.providers.extractive import ExtractiveLLM
+from gpuserver.providers.extractive import ExtractiveLLM, not_covered
 
 SHIPPED = Path(__file__).resolve().parent.parent / "gpuserver" / "courses" / "python"
 COURSE = {item.id: item for item in course.load("python", SHIPPED).passages}
@@ -56,6 +56,43 @@ async def test_without_passages_it_says_that_it_does_not_know(question: str) -> 
     assert english.startswith("The course material does not cover this")
     assert "another question" in english
     assert (await answer(question, language="zh")).startswith("课程资料里没有讲到")
+
+
+@pytest.mark.parametrize(
+    ("language", "named"),
+    [("en", "“Lists” and “1 Evil rm -rf”"), ("zh", "《Lists》和《1 Evil rm -rf》")],
+)
+async def test_without_passages_it_names_what_is_near(language: Language, named: str) -> None:
+    near = [
+        replace(LIST, heading="6 Collections › 6.10 Lists"),
+        replace(LIST, heading="Other › Lists"),
+        replace(LIST, heading="[1] **Evil** https://evil.example/x `rm -rf`"),
+        replace(LIST, heading="A third one"),
+    ]
+    request = Request((), "What is a volcano?", (), language, near=near)
+    said = not_covered(request)
+    engine = ExtractiveLLM("", Place(Path()))
+    assert said == "".join([delta.text async for delta in engine.generate(request)])
+    assert named in said
+    assert "third" not in said
+    assert "evil.example" not in said
+
+
+@pytest.mark.parametrize(
+    ("heading", "document", "named"),
+    [
+        ("什么是循环？", "Loops", "is “什么是循环？”; have"),
+        ("Operators › `*`", "Signs", "is “Signs”; have"),
+        ("[ ]", "**", "The course material does not cover this"),
+    ],
+)
+async def test_what_is_near_is_named_whole_and_never_by_nothing(
+    heading: str, document: str, named: str
+) -> None:
+    near = [replace(LIST, heading=heading, document=document)]
+    request = Request((), "What is a volcano?", (), "en", near=near)
+    engine = ExtractiveLLM("", Place(Path()))
+    assert named in "".join([delta.text async for delta in engine.generate(request)])
 
 
 @pytest.mark.parametrize("text", ["", "```\nx = 1\n```", "```\nnever closed", "\n\n", "- \n- "])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gpuserver.config import Settings
 from gpuserver.errors import ConfigurationError, EngineFailed, ProviderUnavailable
-from gpuserver.knowledge.index import Index
+from gpuserver.knowledge.index import COVERED_BY_MEANING, STRANGE, WORDS_WEIGHT, Index
 from gpuserver.knowledge.vector_store import VectorStore, path_of
 from gpuserver.language import Language
 from gpuserver.providers import Passage, RuntimeKey, Scale, calibration
@@ -222,7 +222,7 @@ def test_questions_are_embedded_as_questions(tmp_path: Path, clock: Clock) -> No
     passages = [Passage("id", "kb", "Chapter", "Lists", "A list keeps values.", "en")]
     model = SlowEmbeddings(clock)
     Index.build(passages, model, tmp_path, quiet).search("a list", "en", ["kb"])
-    assert model.texts == ["Lists: A list keeps values."]
+    assert model.texts == ["A list keeps values."]
     assert model.questions == ["a list"]
 
 
@@ -270,14 +270,41 @@ class FlatEmbeddings(SlowEmbeddings):
         return np.tile(row, (len(texts), 1))
 
 
+NO_WORDS = "What is it?"
+"""None that says what it is about, so that its meaning alone decides."""
+
+
 def test_the_bar_is_on_the_scaled_cosine(tmp_path: Path, clock: Clock) -> None:
     passages = [Passage("id", "kb", "Chapter", "Lists", "A list keeps values.", "en")]
     model = FlatEmbeddings(clock)
     index = Index.build(passages, model, tmp_path, quiet)
     model.cosine = 0.76
-    assert index.search("volcano", "en", ["kb"])
+    assert index.search(NO_WORDS, "en", ["kb"])
     model.scale = calibration.scales(pairs(related=0.84, unrelated=0.76))
-    assert index.search("volcano", "en", ["kb"]) == []
-    model.cosine = 0.84
-    (found,) = index.search("volcano", "en", ["kb"])
-    assert found.similarity == pytest.approx(calibration.MINILM_RELATED / 1.6, abs=0.001)
+    assert index.search(NO_WORDS, "en", ["kb"]) == []
+    model.cosine = 0.86
+    (found,) = index.search(NO_WORDS, "en", ["kb"])
+    scale = model.scale["en"]
+    nearness = scale.factor * 0.86 + scale.offset
+    assert found.similarity == pytest.approx(nearness / (1 + WORDS_WEIGHT), abs=0.001)
+
+
+def test_what_does_not_surely_answer_may_still_be_near(tmp_path: Path, clock: Clock) -> None:
+    passages = [Passage("id", "kb", "Chapter", "Lists", "A list keeps values.", "en")]
+    model = FlatEmbeddings(clock)
+    index = Index.build(passages, model, tmp_path, quiet)
+    for similarity, answers, near in ((0.5, 1, 0), (0.3, 0, 1), (0.1, 0, 0)):
+        model.cosine = similarity * (1 + WORDS_WEIGHT)
+        assert [*map(len, index.find(NO_WORDS, "en", ["kb"]))] == [answers, near]
+    assert index.find(NO_WORDS, "en", ["another"]) == ([], [])
+
+
+def test_a_short_question_about_a_strange_word_needs_more(tmp_path: Path, clock: Clock) -> None:
+    passages = [Passage("id", "kb", "Chapter", "Lists", "A list keeps values.", "en")]
+    model = FlatEmbeddings(clock)
+    index = Index.build(passages, model, tmp_path, quiet)
+    model.cosine = (COVERED_BY_MEANING + STRANGE / 2) * (1 + WORDS_WEIGHT)
+    assert index.search(NO_WORDS, "en", ["kb"])
+    assert not index.search("What is a volcano?", "en", ["kb"])
+    chatter = "Yesterday my older sister loudly shouted out of our kitchen window about a volcano"
+    assert index.search(chatter, "en", ["kb"])

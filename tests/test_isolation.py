@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from gpuserver.client import Management
-from tests.conftest import Running
+from tests.conftest import Running, local_http
 from tests.real_course import answers, bare_server, put_in, reply
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -120,5 +120,5 @@ async def test_only_its_own_students_are_told(school: tuple[Running, Path]) -> N
 
 
 async def _as_student(url: str, path: str, token: str) -> httpx2.Response:
-    async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+    async with local_http(url) as client:
         return await client.get(path, headers={"Authorization": f"Bearer {token}"})

@@ -17,6 +17,8 @@ from gpuserver.errors import EngineFailed, ProviderUnavailable
 from gpuserver.providers import Place, minilm
 from gpuserver.providers.minilm import MiniLMEmbeddings
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     "What is a list?",
     "A dictionary is a collection of pairs, in which each key leads to a value.",

@@ -71,7 +71,7 @@ def test_both_builds_of_the_engines_are_the_same_versions() -> None:
 OF_THE_ENGINES = tuple(
     f"gpuserver.providers.{name}"
     for name in (
-        *("vllm", "faster_whisper", "sentence_transformers", "faiss"),
+        *("vllm", "faster_whisper", "sentence_transformers", "cross_encoder", "faiss"),
         *("coqui.engine", "coqui.files", "coqui.vits", "coqui.xtts"),
         *("weights.hub", "weights.voice_hub"),
     )

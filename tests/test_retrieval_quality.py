@@ -10,6 +10,8 @@ from gpuserver.providers import Place
 from gpuserver.providers.minilm import MiniLMEmbeddings
 from tests.retrieval import read, run
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).resolve().parent / "data"
 SHIPPED = Path(__file__).resolve().parent.parent / "gpuserver" / "courses" / "python"
 

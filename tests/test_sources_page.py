@@ -50,6 +50,7 @@ SOURCE: Final = {
     "score": 0.83,
     "url": URL,
 }
+NEAR: Final = {**SOURCE, "heading": "Forces › Inertia", "score": 0.31}
 PLAIN: Final = {**SOURCE, "n": 2, "document": "An older server", "url": None}
 
 
@@ -119,6 +120,32 @@ def test_a_marker_opens_the_passage_and_escape_closes_it(
     assert page.evaluate("document.activeElement.className") == "cite"
     # It closed the panel only: no answer was stopped by it.
     assert not server.all_of("interrupt")
+
+
+@in_browser
+@pytest.mark.parametrize(
+    ("language", "title"), [("en", "Nearest in the course"), ("zh", "课程中最接近的内容")]
+)
+def test_what_is_near_stands_beside_a_refusal_and_opens(
+    classroom: Classroom, server: ScriptedTutor, language: str, title: str
+) -> None:
+    page = classroom.page(language)
+    page.goto(server.link)
+    page.wait_for_selector("html[data-activity=idle] #ask")
+    ask(page, "Why do I fly forward in the bus?")
+    server.wait_for("text")
+    server.say("turn.started", turn_id="t1", question="Why do I fly forward in the bus?")
+    server.say("sources", turn_id="t1", passages=[], near=[NEAR])
+    server.say("text", turn_id="t1", content="Not clearly. [1]")
+    server.done(1)
+    page.wait_for_selector(".answer:last-child[data-status=completed] .sources")
+    assert page.inner_text(".sources h3") == title
+    # Nothing is cited, so nothing has a number.
+    assert page.locator(".answer .cite, .sources .number").count() == 0
+    asked = serving(page)
+    page.click(".source-link")
+    page.wait_for_selector("#passage .cited")
+    assert asked[0].url == f"{server.url}{URL}?session_id=s1"
 
 
 @in_browser

@@ -293,6 +293,19 @@ async def test_the_model_gets_history_and_the_whole_question(
     assert second.question == "And how do I write one? (Lists)"
 
 
+async def test_what_finds_nothing_by_itself_is_tried_as_a_follow_up(
+    engine_of: EngineOf, cast: Cast
+) -> None:
+    conversation = Conversation(4)
+    async with engine_of() as engine:
+        for question in ("What is a list?", "Do others write items?"):
+            asked, record = Question("en", question), Record()
+            await turn(engine, asked, record, conversation=conversation).run()
+    assert cast.llm.requests[-1].question == "Do others write items? (Lists)"
+    (sources,) = (e for e in record.events if isinstance(e, events.Sources))
+    assert sources.passages[0].heading == "Lists"
+
+
 async def test_small_talk_is_not_searched_for(engine_of: EngineOf, cast: Cast) -> None:
     record = Record()
     async with engine_of() as engine:
@@ -303,6 +316,7 @@ async def test_small_talk_is_not_searched_for(engine_of: EngineOf, cast: Cast) -
 
 CHAT = {"llm_provider": "openai", "llm_model": "m", "llm_base_url": "http://127.0.0.1:9/v1"}
 OUTSIDE = "Who won the football world cup in 1998?"
+NEARLY = "Which items do penguins put away?"
 
 
 def texts(record: Record) -> str:
@@ -386,18 +400,27 @@ async def test_a_chat_model_is_not_asked_what_the_course_does_not_cover(
         assert texts(record) == "You are welcome!"
 
 
+async def test_what_is_near_is_shown_beside_a_refusal(engine_of: EngineOf, cast: Cast) -> None:
+    async with engine_of(**CHAT) as engine:
+        asked = len(cast.llm.requests)
+        record = Record()
+        await turn(engine, Question("en", NEARLY), record).run()
+        assert len(cast.llm.requests) == asked
+    (sources,) = (e for e in record.events if isinstance(e, events.Sources))
+    assert not sources.passages
+    assert sources.near[0].heading == "Lists"
+    assert len(sources.near) <= 3
+    assert "“Lists”" in texts(record)
+    kinds = [type(event) for event in record.events]
+    assert kinds.index(events.Sources) < kinds.index(events.TextDelta)
+
+
 async def test_a_tutor_may_answer_from_general_knowledge_and_says_so_first(
-    engine_of: EngineOf, cast: Cast, tmp_path: Path
+    engine_of: EngineOf, cast: Cast, general_tutor: Path
 ) -> None:
-    tutors = tmp_path / "general.yaml"
-    tutors.write_text(
-        "courses: {loops: course}\n"
-        "tutors:\n  - {id: 1, name: Ada, knowledge: [loops], outside: general}\n",
-        encoding="utf-8",
-    )
     cast.llm.scripts.append(["France won."])
     record = Record()
-    async with engine_of(**CHAT, tutors_file=tutors) as engine:
+    async with engine_of(**CHAT, tutors_file=general_tutor) as engine:
         await turn(engine, Question("en", OUTSIDE), record).run()
         for question in ("What is a list?", "Thank you!"):
             other = Record()

@@ -310,16 +310,11 @@ async def test_the_chinese_speech_path_with_a_recogniser_that_knows_it(serve: Se
 
 
 async def test_an_answer_that_is_not_from_the_course_is_announced(
-    serve: Serve, tmp_path: Path
+    serve: Serve, general_tutor: Path
 ) -> None:
-    tutors = tmp_path / "general.yaml"
-    tutors.write_text(
-        "courses: {loops: course}\n"
-        "tutors:\n  - {id: 1, name: Ada, knowledge: [loops], outside: general}\n",
-        encoding="utf-8",
-    )
     chat = {"llm_provider": "openai", "llm_model": "m", "llm_base_url": "http://127.0.0.1:9/v1"}
-    async with serve(tutors_file=tutors, **chat) as server, server.management() as management:
+    given = {**chat, "tutors_file": general_tutor}
+    async with serve(**given) as server, server.management() as management:
         server.cast.llm.scripts.append(["France won."])
         async with converse(await management.create_session()) as socket:
             await ready(socket)

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from gpuserver.api import uploads
-from tests.conftest import Scripted, Serve
+from tests.conftest import Scripted, Serve, local_http
 from tests.memory_knowledge import MemoryKnowledge, in_memory
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ async def door(
     async with serve(**settings) as server:
         knowledge = in_memory(server, folder)
         knowledge.put_base("physics")
-        async with httpx2.AsyncClient(base_url=server.url, trust_env=False, timeout=30) as client:
+        async with local_http(server.url) as client:
             yield server, knowledge, client
     assert await asyncio.to_thread(knowledge.scratch) == []
 
@@ -65,44 +65,46 @@ async def test_files_arrive_whole_and_in_order(serve: Serve, tmp_path: Path) -> 
         assert held == [b"one", big, b""]
 
 
-@pytest.mark.parametrize(
-    ("sent", "known_as"),
-    [
-        ("../../etc/passwd.txt", "passwd.txt"),
-        ("C:\\\\course\\\\力学.md", "力学.md"),
-        ("/abs/lution.html", "lution.html"),
-        ("Übung 1.CSV", "Übung 1.CSV"),
-    ],
+PATHS = (
+    ("../../etc/passwd.txt", "passwd.txt"),
+    ("C:\\\\course\\\\力学.md", "力学.md"),
+    ("/abs/lution.html", "lution.html"),
+    ("Übung 1.CSV", "Übung 1.CSV"),
 )
+
+
 async def test_a_name_is_never_a_path(
-    serve: Serve, tmp_path: Path, sent: str, known_as: str
+    serve: Serve, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
     async with door(serve, tmp_path / "in") as (_, _, client):
-        answer = await post(client, whole(part(b"x", sent)))
-        assert [each["name"] for each in answer.json()["documents"]] == [known_as]
+        for sent, known_as in PATHS:
+            with subtests.test(sent):
+                answer = await post(client, whole(part(b"x", sent)))
+                assert [each["name"] for each in answer.json()["documents"]] == [known_as]
 
 
-@pytest.mark.parametrize(
-    ("name", "code", "status"),
-    [
-        ("..", "document_name_invalid", 422),
-        ("a/", "document_name_invalid", 422),
-        ("a\x00.txt", "document_name_invalid", 422),
-        ("a\x01.txt", "document_name_invalid", 422),
-        ("a\u202efdp.txt", "document_name_invalid", 422),
-        ("x" * 300 + ".txt", "document_name_invalid", 422),
-        ("virus.exe", "document_type_unknown", 415),
-        ("noend", "document_type_unknown", 415),
-    ],
+BAD_NAMES = (
+    ("..", "document_name_invalid", 422),
+    ("a/", "document_name_invalid", 422),
+    ("a\x00.txt", "document_name_invalid", 422),
+    ("a\x01.txt", "document_name_invalid", 422),
+    ("a\u202efdp.txt", "document_name_invalid", 422),
+    ("x" * 300 + ".txt", "document_name_invalid", 422),
+    ("virus.exe", "document_type_unknown", 415),
+    ("noend", "document_type_unknown", 415),
 )
+
+
 async def test_a_bad_name_is_refused_with_a_sentence(
-    serve: Serve, tmp_path: Path, name: str, code: str, status: int
+    serve: Serve, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
     async with door(serve, tmp_path / "in") as (_, knowledge, client):
-        answer = await post(client, whole(part(b"x", name)))
-        assert (answer.status_code, answer.json()["code"]) == (status, code)
-        assert len(answer.json()["detail"]) < 400
-        assert knowledge.documents("physics") == []
+        for name, code, status in BAD_NAMES:
+            with subtests.test(repr(name[:20])):
+                answer = await post(client, whole(part(b"x", name)))
+                assert (answer.status_code, answer.json()["code"]) == (status, code)
+                assert len(answer.json()["detail"]) < 400
+                assert knowledge.documents("physics") == []
 
 
 async def test_a_name_that_is_no_text_is_refused(serve: Serve, tmp_path: Path) -> None:
@@ -111,36 +113,37 @@ async def test_a_name_that_is_no_text_is_refused(serve: Serve, tmp_path: Path) -
         assert answer.json()["code"] == "document_name_invalid"
 
 
-@pytest.mark.parametrize(
-    ("body", "kind", "said"),
-    [
-        (b'{"file":1}', "application/json", "no multipart form"),
-        (b"file=x", "application/x-www-form-urlencoded", "no multipart form"),
-        (whole(part(b"x")), "", "no multipart form"),
-        (whole(part(b"x")), "multipart/form-data", "no multipart form"),
-        (whole(part(b"x")), "multipart/form-data; boundary=" + "b" * 300, "no multipart form"),
-        (b"no form at all", FORM, "no multipart form"),
-        (whole(part(b"x")), "multipart/form-data; boundary=other", "no multipart form"),
-        (b"", FORM, "ended in the middle"),
-        (part(b"x" * 5000), FORM, "ended in the middle"),
-        (whole(), FORM, "there is no file"),
-        (whole(part(b"", "")), FORM, "there is no file"),
-        (whole(part(b"x", None, "title")), FORM, "there is no file"),
-        (whole(part(b"x", None)), FORM, "holds text instead of a file"),
-        (whole(part(b"x", "a.txt", "attachment")), FORM, "belong in the field 'file'"),
-        (whole(part(b"y" * 3_000_000, None, "note"), part(b"x")), FORM, "too much beside"),
-        (whole(part(b"x")) + b"z" * 3_000_000, FORM, "too much beside"),
-        (whole(*[part(b"x")] * 101), FORM, "more than 100 file"),
-    ],
+NO_UPLOADS = (
+    (b'{"file":1}', "application/json", "no multipart form"),
+    (b"file=x", "application/x-www-form-urlencoded", "no multipart form"),
+    (whole(part(b"x")), "", "no multipart form"),
+    (whole(part(b"x")), "multipart/form-data", "no multipart form"),
+    (whole(part(b"x")), "multipart/form-data; boundary=" + "b" * 300, "no multipart form"),
+    (b"no form at all", FORM, "no multipart form"),
+    (whole(part(b"x")), "multipart/form-data; boundary=other", "no multipart form"),
+    (b"", FORM, "ended in the middle"),
+    (part(b"x" * 5000), FORM, "ended in the middle"),
+    (whole(), FORM, "there is no file"),
+    (whole(part(b"", "")), FORM, "there is no file"),
+    (whole(part(b"x", None, "title")), FORM, "there is no file"),
+    (whole(part(b"x", None)), FORM, "holds text instead of a file"),
+    (whole(part(b"x", "a.txt", "attachment")), FORM, "belong in the field 'file'"),
+    (whole(part(b"y" * 3_000_000, None, "note"), part(b"x")), FORM, "too much beside"),
+    (whole(part(b"x")) + b"z" * 3_000_000, FORM, "too much beside"),
+    (whole(*[part(b"x")] * 101), FORM, "more than 100 file"),
 )
+
+
 async def test_what_is_no_upload_is_refused_with_a_sentence(
-    serve: Serve, tmp_path: Path, body: bytes, kind: str, said: str
+    serve: Serve, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
     async with door(serve, tmp_path / "in") as (_, knowledge, client):
-        answer = await post(client, body, kind=kind)
-        assert (answer.status_code, answer.json()["code"]) == (422, "upload_invalid")
-        assert said in answer.json()["detail"]
-        assert knowledge.documents("physics") == []
+        for body, kind, said in NO_UPLOADS:
+            with subtests.test(f"{kind} {body[:30]!r}"):
+                answer = await post(client, body, kind=kind)
+                assert (answer.status_code, answer.json()["code"]) == (422, "upload_invalid")
+                assert said in answer.json()["detail"]
+                assert knowledge.documents("physics") == []
 
 
 async def test_headers_of_a_part_are_bounded(serve: Serve, tmp_path: Path) -> None:
@@ -180,31 +183,31 @@ async def test_the_limit_counts_while_an_upload_of_unknown_size_comes(
         assert answer.status_code == 413
 
 
-@pytest.mark.parametrize(
-    ("path", "headers", "status"),
-    [
-        (DOCUMENTS, {"Authorization": "Bearer wrong"}, 401),
-        (DOCUMENTS, {}, 401),
-        ("/mgmt" + DOCUMENTS, {"X-API-Key": "wrong"}, 401),
-        ("/v1/knowledge-bases/import", {}, 401),
-        ("/v1/knowledge-bases/nothing/documents", {"X-API-Key": "right"}, 404),
-        ("/v1/knowledge-bases/loops/documents", {"X-API-Key": "right"}, 409),
-        (DOCUMENTS + "/0000000000000000", {"X-API-Key": "right"}, 404),
-    ],
+REFUSED: tuple[tuple[str, dict[str, str], int], ...] = (
+    (DOCUMENTS, {"Authorization": "Bearer wrong"}, 401),
+    (DOCUMENTS, {}, 401),
+    ("/mgmt" + DOCUMENTS, {"X-API-Key": "wrong"}, 401),
+    ("/v1/knowledge-bases/import", {}, 401),
+    ("/v1/knowledge-bases/nothing/documents", {"X-API-Key": "right"}, 404),
+    ("/v1/knowledge-bases/loops/documents", {"X-API-Key": "right"}, 409),
+    (DOCUMENTS + "/0000000000000000", {"X-API-Key": "right"}, 404),
 )
+
+
 async def test_who_still_sends_hundreds_of_megabytes_gets_the_refusal(
-    serve: Serve, tmp_path: Path, path: str, headers: dict[str, str], status: int
+    serve: Serve, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
     async with door(serve, tmp_path / "in", management_api_key="right") as (server, _, client):
-        answer = await client.post(
-            path, content=chunks(100), headers={"Content-Type": FORM, **headers}
-        )
-        assert answer.status_code == status
-        assert answer.headers["connection"] == "close"
-        # The place of the connection is free for others.
-        async with asyncio.timeout(15):
-            while server.server.server_state.tasks:
-                await asyncio.sleep(0.02)
+        for path, headers, status in REFUSED:
+            with subtests.test(f"{path} {headers}"):
+                kind = {"Content-Type": FORM}
+                answer = await client.post(path, content=chunks(100), headers=kind | headers)
+                assert answer.status_code == status
+                assert answer.headers["connection"] == "close"
+                # The place of the connection is free for others.
+                async with asyncio.timeout(15):
+                    while server.server.server_state.tasks:
+                        await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

@@ -42,6 +42,7 @@ from gpuserver.errors import (
     TokenRefused,
 )
 from gpuserver.knowledge.info import check_name, is_id
+from gpuserver.knowledge.intake import import_megabytes
 from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.knowledge.transfer import check_type
 from gpuserver.language import detect
@@ -102,7 +103,11 @@ async def list_bases(knowledge: Known) -> BaseList:
 @router.post(f"{_BASES}/import", status_code=status.HTTP_201_CREATED)
 async def import_base(request: Request, knowledge: Known) -> Base:
     """Take in an exported knowledge base (`file`), under its own id or the field `kb_id`."""
-    rules = _rules(state_of(request), lambda name: None, files=1, fields=frozenset({"kb_id"}))
+    state = state_of(request)
+    rules = Rules(
+        import_megabytes(state.settings), lambda name: None, state.closing, files=1,
+        fields=frozenset({"kb_id"}), large=True,
+    )  # fmt: skip
     async with received(request, knowledge.importing(), rules) as form:
         kb_id = form.fields.get("kb_id") or None
         return Base.of(await knowledge.import_(form.files[0].path, kb_id))

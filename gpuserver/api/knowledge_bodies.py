@@ -132,7 +132,8 @@ class Question(BaseModel):
 class Found(BaseModel):
     """A passage and why it was found; the parts that make its `similarity`, none above 1.
 
-    `by_meaning` is null where the question was searched for by its words alone.
+    `by_meaning` is null where the question was searched for by its words alone. `by_reranker`,
+    which alone decides where there is one, is null where none read the passage.
     """
 
     kb_id: str
@@ -147,7 +148,9 @@ class Found(BaseModel):
     by_meaning: float | None
     by_words: float
     by_heading: float
+    by_reranker: float | None
     covered: bool
+    near: bool
 
     @classmethod
     def of(cls, found: Explained) -> Found:
@@ -165,12 +168,15 @@ class Found(BaseModel):
             by_meaning=found.by_meaning,
             by_words=found.by_words,
             by_heading=found.by_heading,
+            by_reranker=found.by_reranker,
             covered=found.covered,
+            near=found.near,
         )
 
 
 class Answer(BaseModel):
-    """What a question finds. Not `covered`: a student would be told so."""
+    """What a question finds. Not `covered`: a student would be told so, and shown what is `near`,
+    three passages at most."""
 
     covered: bool
     passages: list[Found]

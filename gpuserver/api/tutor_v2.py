@@ -209,9 +209,11 @@ class DialectV2(Dialect):
             case events.Recognised(heard):
                 confidence = round(heard.confidence, 3)
                 self._send(protocol.Transcription(*self._stamp(), turn_id, heard.text, confidence))
-            case events.Sources(passages):
-                sources = [_source(n, passage) for n, passage in enumerate(passages, 1)]
-                self._send(protocol.Sources(*self._stamp(), turn_id, sources))
+            case events.Sources(passages, near):
+                cited, others = (
+                    [_source(n, p) for n, p in enumerate(some, 1)] for some in (passages, near)
+                )
+                self._send(protocol.Sources(*self._stamp(), turn_id, cited, others))
             case events.TextDone(text):
                 if self._audio.output.text:
                     self._send(protocol.TextWhole(*self._stamp(), turn_id, text))

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from gpuserver.course_errors import DocumentNameInvalid, DocumentTooLarge, UploadInvalid
 from gpuserver.errors import BodyTooSlow, ShuttingDown
-from gpuserver.knowledge.disk import full_disk_told
+from gpuserver.knowledge.disk import check_room, full_disk_told
 from gpuserver.threads import finish_in_thread
 
 SILENCE_SECONDS: Final = 20.0
@@ -51,7 +51,7 @@ class Rules:
     """What a form may hold.
 
     `accept` is called with each file's name before its content is taken, and raises what is wrong.
-    `closing` is set when the server stops.
+    `closing` is set when the server stops. `large` forms end before the disk is full.
     """
 
     megabytes: int
@@ -59,6 +59,7 @@ class Rules:
     closing: asyncio.Event
     files: int = MOST_FILES
     fields: frozenset[str] = frozenset()
+    large: bool = False
 
 
 @asynccontextmanager
@@ -133,6 +134,8 @@ class _Receiver:
     def feed(self, data: bytes) -> None:
         """The next bytes of the body. Raises UploadInvalid, DocumentTooLarge, DiskFull."""
         self._overhead += len(data)
+        if self._rules.large:
+            check_room(self._folder, len(data))
         try:
             with full_disk_told():
                 self._parser.write(data)

@@ -17,7 +17,6 @@ from gpuserver.api.uvicorn_protocols import WIRE, Wire
 from gpuserver.errors import (
     EngineFailed,
     GpuServerError,
-    KnowledgeBaseNotFound,
     Replaced,
     SessionEnded,
     TokenRefused,
@@ -201,7 +200,7 @@ class Door:
         self,
         sessions: SessionManager,
         live_sessions: LiveSessions,
-        known_kb: Callable[[str], bool],
+        kb_notice: Callable[[str], GpuServerError | None],
         origins: tuple[str, ...],
         send_timeout: float,
         messages_per_second: int,
@@ -210,7 +209,7 @@ class Door:
         self._metrics = metrics
         self._messages_per_second = messages_per_second
         self._sessions, self._live_sessions = sessions, live_sessions
-        self._known_kb = known_kb
+        self._kb_notice = kb_notice
         self._origins = origins
         self._send_timeout = send_timeout
         self.connections = 0
@@ -333,9 +332,7 @@ class Door:
                 dialect.refuse(error)
 
     def _notice(self, session: Session) -> GpuServerError | None:
-        if session.kb_id is None or self._known_kb(session.kb_id):
-            return None
-        return KnowledgeBaseNotFound(kb_id=session.kb_id[:80])
+        return None if session.kb_id is None else self._kb_notice(session.kb_id)
 
 
 async def _first(websocket: WebSocket, dialect: Dialect) -> dict[str, Any] | None:

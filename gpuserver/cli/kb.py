@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +25,7 @@ from rich.table import Column, Table
 from gpuserver.cli.remote import Key, Refused, Remote, Url, talking
 from gpuserver.cli.terminal import notes, out
 from gpuserver.documents import SUFFIXES
+from gpuserver.documents.naming import OneNameTwice, document_names, is_housekeeping
 from gpuserver.providers.weights import size
 
 app = typer.Typer(help="Course material: upload, look, search, export.", no_args_is_help=True)
@@ -139,8 +139,9 @@ def search(
         where = f"{place}. {found['document']}: {found['heading']}{page}"
         out.print(where, style=mark, markup=False, soft_wrap=True)
         meaning = "–" if found["by_meaning"] is None else f"{found['by_meaning']:.2f}"
+        read = "" if found["by_reranker"] is None else f"re-ranker {found['by_reranker']:.2f}, "
         out.print(
-            f"   fits {found['similarity']:.2f} (meaning {meaning}, words "
+            f"   fits {found['similarity']:.2f} ({read}meaning {meaning}, words "
             f"{found['by_words']:.2f}, heading {found['by_heading']:.2f})",
             style="dim",
         )
@@ -208,19 +209,20 @@ def _collected(paths: Sequence[Path]) -> dict[str, Path]:
             raise Refused(f"There is no file or folder {path}.")
     if not found:
         raise Refused(f"There is nothing to upload; readable are {', '.join(_READABLE)}.")
-    names = Counter(path.name for _, path in found)
-    files: dict[str, Path] = {}
+    # A file that is given twice comes once, as a part of the folder that came first.
+    once: dict[Path, tuple[Path, Path]] = {}
     for root, path in found:
-        plain = names[path.name] == 1
-        name = path.name if plain else " - ".join(path.relative_to(root).parts)
-        if name in files and not path.samefile(files[name]):
-            raise Refused(f"Two files are called {name}; rename one of them.")
-        files[name] = path
-    return files
+        once.setdefault(path.resolve(), (root, path))
+    each = once.values()
+    try:
+        names = document_names([path.relative_to(root) for root, path in each])
+    except OneNameTwice as error:
+        raise Refused(f"Two files are called {error.name}; rename one of them.") from error
+    return dict(zip(names, (path for _, path in each), strict=True))
 
 
 def _is_material(path: Path, root: Path) -> bool:
-    hidden = any(part.startswith((".", "~$")) for part in path.relative_to(root).parts)
+    hidden = is_housekeeping(path.relative_to(root))
     return not hidden and path.suffix.lower() in _READABLE and path.is_file()
 
 

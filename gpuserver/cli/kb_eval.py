@@ -22,6 +22,7 @@ from gpuserver.cli.remote import Key, Refused, Remote, Url, talking
 from gpuserver.cli.terminal import notes, out
 from gpuserver.client import MessagesMissing, Ticket, converse
 from gpuserver.course_errors import QuestionsInvalid
+from gpuserver.knowledge.index import SHOWN_NEAR
 from gpuserver.language import Language
 from gpuserver.providers import Passage
 from gpuserver.tutor.evaluation import (
@@ -99,11 +100,16 @@ def _in(remote: Remote, kb: str, questions: Sequence[EvalQuestion]) -> list[Eval
 
 
 def _found(remote: Remote, kb: str, tutor: int | None, question: EvalQuestion) -> Reply:
-    """What the search finds; nothing where a tutor would say so. Raises Refused."""
+    """What the search finds, or only what is near where a tutor would say so. Raises Refused."""
     body = {"question": question.question, "language": question.language, "tutor_id": tutor}
     answer = remote.post(base_path(kb, "search"), body)
-    found = answer["passages"] if answer["covered"] else []
-    return Reply([_passage(each, question.language, each["n"]) for each in found], "")
+    found = [_passage(each, question.language, each["n"]) for each in answer["passages"]]
+    if answer["covered"]:
+        return Reply(found, "")
+    near = [
+        passage for passage, each in zip(found, answer["passages"], strict=True) if each["near"]
+    ]
+    return Reply([], "", near[:SHOWN_NEAR])
 
 
 async def _answered(remote: Remote, kb: str, tutor: int | None, question: EvalQuestion) -> Reply:
@@ -120,16 +126,20 @@ async def _answered(remote: Remote, kb: str, tutor: int | None, question: EvalQu
         raise Refused(f"The conversation broke off ({type(error).__name__}).") from error
     finally:
         await asyncio.to_thread(remote.delete, f"{_SESSIONS}/{ticket.session_id}")
-    text, sources = "", []
+    text, sources, near = "", [], []
     for message in messages:
         match message["type"]:
             case "text.delta":
                 text += message["content"]
             case "sources":
-                sources = message["passages"]
+                sources, near = message["passages"], message.get("near", [])
             case "error":
                 raise Refused(message["content"], message["code"])
-    return Reply([_passage(each, question.language, each["passage"]) for each in sources], text)
+    found, others = (
+        [_passage(each, question.language, each["passage"]) for each in some]
+        for some in (sources, near)
+    )
+    return Reply(found, text, others)
 
 
 def _passage(found: dict[str, Any], language: Language, n: int) -> Passage:

@@ -27,7 +27,7 @@ from gpuserver.providers import weights
 
 app = typer.Typer(help="What is loaded, what fits, and fetching models.", no_args_is_help=True)
 
-Kind = Annotated[str, typer.Argument(help="llm, asr, tts or embeddings.")]
+Kind = Annotated[str, typer.Argument(help="llm, asr, tts, embeddings or reranker.")]
 Provider = Annotated[str, typer.Argument(help="Such as vllm, faster-whisper or coqui.")]
 Model = Annotated[str, typer.Argument(help="A folder or a name; some providers have none.")]
 Id = Annotated[str, typer.Argument(help="As `gpuserver models list` shows it.")]

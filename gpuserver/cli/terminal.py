@@ -70,10 +70,10 @@ class Printer:
             case events.SpeechChunk(speech, _):
                 self.pcm.append(speech.pcm)
                 self.sample_rate = speech.sample_rate
-            case events.Sources(passages):
+            case events.Sources(passages, near):
                 self._sources = [
                     f"[{n}] {p.document}: {p.heading}" for n, p in enumerate(passages, 1)
-                ]
+                ] + [f"near: {p.document}: {p.heading}" for p in near]
             case events.TextDone():
                 out.print()
                 for line in self._sources:
@@ -120,7 +120,7 @@ class Screen:
             case {"type": "sources", "turn_id": turn, "passages": passages}:
                 self._sources[turn] = [
                     f"[{p['n']}] {p['document']}: {p['heading']}" for p in passages
-                ]
+                ] + [f"near: {p['document']}: {p['heading']}" for p in message.get("near", ())]
             case {"type": "thought.delta", "content": content}:
                 self._think(content)
             case {"type": "text.delta", "content": content, "turn_id": turn}:

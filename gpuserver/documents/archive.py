@@ -16,23 +16,25 @@ from typing import Final
 from gpuserver.course_errors import ArchiveUnsafe, DiskFull, DocumentUnreadable
 from gpuserver.documents import SUFFIXES
 from gpuserver.documents.decoding import decode_chinese
+from gpuserver.documents.naming import MAX_NAME, is_housekeeping
 
 _CHUNK: Final = 1 << 16
 _RATIO: Final = 200
 """Inflated bytes to a stored one: text hardly reaches 30."""
 _RATIO_FROM: Final = 1 << 20
-_NAME_CHARACTERS: Final = 200
 _PATH_CHARACTERS: Final = 1000
 _ENTRY_BYTES: Final = 46 + 4096
 _UTF8_FLAG: Final = 0x800
 _ENCRYPTED_FLAG: Final = 0x1
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ARCHIVES: Final = (".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst")
-_HOUSEKEEPING: Final = ("thumbs.db", "desktop.ini")
 _END: Final = struct.Struct("<4s4H2LH")
 _END_MARK: Final = b"PK\x05\x06"
-_END64_MARK: Final = b"PK\x06\x07"
-_END64_BYTES: Final = 20
+_END64: Final = struct.Struct("<4sQ2H2L4Q")
+_END64_MARK: Final = b"PK\x06\x06"
+"""Of a zip above 4 GB: it stands before its locator, which stands before the usual end."""
+_LOCATOR: Final = struct.Struct("<4sLQL")
+_LOCATOR_MARK: Final = b"PK\x06\x07"
 _COMMENT_BYTES: Final = 1 << 16
 
 
@@ -50,18 +52,20 @@ def unpack(
     into: Path,
     limits: ArchiveLimits,
     skipped: Callable[[str], None] = lambda _: None,
+    needs: Callable[[int], None] = lambda _: None,
 ) -> list[tuple[str, Path]]:
     """Write the documents of a zip into a folder: (name inside, with `/`; its file there).
 
     `name` is what the teacher calls the archive. The files get names of our own. `skipped` is told
-    of each entry that is no document. Blocking. Raises ArchiveUnsafe, DocumentUnreadable, DiskFull;
+    of each entry that is no document, and `needs` the bytes of all the others before any is
+    written: it may raise. Blocking. Raises ArchiveUnsafe, DocumentUnreadable, DiskFull;
     nothing of it is left in the folder then.
     """
     unpacking = _Unpacking(name, into, limits)
     try:
         unpacking.check_directory(archive)
         with zipfile.ZipFile(archive) as opened:
-            unpacking.all_of(opened, skipped)
+            unpacking.all_of(opened, skipped, needs)
     # zipfile says ValueError for names that are not in their encoding and places before the start.
     except (
         zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError,
@@ -99,17 +103,38 @@ class _Unpacking:
         """Before the library takes the whole list of entries into memory."""
         size = archive.stat().st_size
         with archive.open("rb") as file:
-            file.seek(max(0, size - _END.size - _COMMENT_BYTES))
+            begin = max(0, size - _END64.size - _LOCATOR.size - _END.size - _COMMENT_BYTES)
+            file.seek(begin)
             tail = file.read()
         place = tail.rfind(_END_MARK)
         if place < 0:
             raise self.damaged()
         _, _, _, _, entries, length, _, _ = _END.unpack_from(tail, place)
-        large = tail[max(0, place - _END64_BYTES) : place].startswith(_END64_MARK)
-        if large or entries > self._limits.files or length > self._limits.files * _ENTRY_BYTES:
+        if tail[max(0, place - _LOCATOR.size) : place].startswith(_LOCATOR_MARK):
+            entries, length = self._large_end(tail, place - _LOCATOR.size, begin)
+        if entries > self._limits.files or length > self._limits.files * _ENTRY_BYTES:
             raise self._too_many()
 
-    def all_of(self, archive: zipfile.ZipFile, skipped: Callable[[str], None]) -> None:
+    def _large_end(self, tail: bytes, locator: int, begin: int) -> tuple[int, int]:
+        """The entries and the bytes of their list; `tail` begins at `begin` in the file.
+
+        Where the locator points elsewhere than before itself, others might read another end.
+        """
+        place = locator - _END64.size
+        _, _, points, _ = _LOCATOR.unpack_from(tail, locator)
+        if place < 0 or points != begin + place:
+            raise self.damaged()
+        mark, *_, entries, length, _ = _END64.unpack_from(tail, place)
+        if mark != _END64_MARK:
+            raise self.damaged()
+        return entries, length
+
+    def all_of(
+        self,
+        archive: zipfile.ZipFile,
+        skipped: Callable[[str], None],
+        needs: Callable[[int], None],
+    ) -> None:
         """Look at every name before a byte is written."""
         entries = archive.infolist()
         if len(entries) > self._limits.files:
@@ -117,7 +142,7 @@ class _Unpacking:
         wanted = []
         for entry in entries:
             inside = self._checked_name(entry)
-            if entry.is_dir() or _is_housekeeping(inside):
+            if entry.is_dir() or is_housekeeping(inside):
                 continue
             if inside.suffix.lower() in _ARCHIVES:
                 raise self._unsafe("it holds another archive", "其中含有另一个压缩包")
@@ -125,6 +150,8 @@ class _Unpacking:
                 wanted.append((entry, inside))
             else:
                 skipped(str(inside))
+        # No more is taken out of an entry than it says.
+        needs(min(self._limits.bytes, sum(entry.file_size for entry, _ in wanted)))
         for entry, inside in wanted:
             path = self._into / f"{len(self.written):05d}{inside.suffix.lower()}"
             self.written.append((str(inside), path))
@@ -136,7 +163,7 @@ class _Unpacking:
         drive = len(name) > 1 and name[1] == ":"
         if path.is_absolute() or drive or ".." in path.parts or not name.isprintable():
             raise self._unsafe("a name in it leads out of its folder", "其中的文件名指向文件夹之外")
-        if len(path.name) > _NAME_CHARACTERS or len(name) > _PATH_CHARACTERS:
+        if len(path.name) > MAX_NAME or len(name) > _PATH_CHARACTERS:
             raise self._unsafe("a name in it is too long", "其中的文件名过长")
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
@@ -189,9 +216,3 @@ def _decoded_name(entry: zipfile.ZipInfo) -> str:
         except UnicodeDecodeError:
             name = decode_chinese(raw) or name
     return unicodedata.normalize("NFC", name)
-
-
-def _is_housekeeping(path: PurePosixPath) -> bool:
-    """What systems and programs leave beside the documents."""
-    hidden = any(part.startswith((".", "~$")) or part == "__MACOSX" for part in path.parts)
-    return hidden or path.name.lower() in _HOUSEKEEPING

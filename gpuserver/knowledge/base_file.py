@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import orjson
 
-from gpuserver.course_errors import KnowledgeBaseDamaged
+from gpuserver.course_errors import KnowledgeBaseBusy, KnowledgeBaseDamaged
 from gpuserver.errors import ConfigurationError, KnowledgeBaseNotFound
 from gpuserver.knowledge.disk import full_disk_told
 from gpuserver.knowledge.info import UNFINISHED, DocumentInfo
@@ -50,8 +50,13 @@ INSERT INTO document VALUES({",".join("?" * 14)}) ON CONFLICT(id) DO UPDATE SET
     answers = excluded.answers, pages = excluded.pages, passages = excluded.passages,
     empty_pages = excluded.empty_pages"""
 _PASSAGES: Final = "SELECT document_id, n, language, document, heading, page, text FROM passage"
-_BUSY_SECONDS: Final = 30.0
-"""So long another process may read a large base while this one waits to write."""
+BUSY_SECONDS: Final = 10.0
+"""So long a call waits for another process that holds the file, such as a backup."""
+_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+# A file that is no longer as it was written holds whatever it may.
+_UNREADABLE: Final = (
+    sqlite3.Error, OSError, LookupError, ValueError, TypeError, ArithmeticError,
+)  # fmt: skip
 _OF_CONTENT: Final = ("content", "passage", "part")
 
 
@@ -119,8 +124,9 @@ class BaseFile:
     journal is SQLite's plain one, and not a write-ahead log: that needs room on the disk even to be
     read, and keeps what was deleted for a while.
 
-    Every method raises KnowledgeBaseDamaged for a file that can't be read, DiskFull where there is
-    no room to write, and KnowledgeBaseNotFound after `close`.
+    Every method raises KnowledgeBaseDamaged for a file that can't be read, KnowledgeBaseBusy for
+    one that another process holds for longer than `BUSY_SECONDS`, DiskFull where there is no room
+    to write, and KnowledgeBaseNotFound after `close`.
     """
 
     def __init__(self, path: Path, kb_id: str, *, new: bool = False) -> None:
@@ -147,10 +153,10 @@ class BaseFile:
         try:
             with full_disk_told():
                 yield
-        # A file that is no longer as it was written holds whatever it may.
-        except (
-            sqlite3.Error, OSError, LookupError, ValueError, TypeError, ArithmeticError,
-        ) as error:  # fmt: skip
+        except _UNREADABLE as error:
+            # The low byte says what is wrong, the others where.
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY:
+                raise KnowledgeBaseBusy(kb_id=self._kb_id) from error
             raise KnowledgeBaseDamaged(kb_id=self._kb_id) from error
 
     @contextmanager
@@ -159,7 +165,7 @@ class BaseFile:
             if self._closed:
                 raise KnowledgeBaseNotFound(kb_id=self._kb_id)
             address = f"file:{quote(str(self._path))}?mode=rw"
-            db = sqlite3.connect(address, timeout=_BUSY_SECONDS, isolation_level=None, uri=True)
+            db = sqlite3.connect(address, timeout=BUSY_SECONDS, isolation_level=None, uri=True)
             try:
                 # The file of an older upload is unlinked once the newer one is committed.
                 db.execute("PRAGMA synchronous = FULL")
@@ -171,9 +177,9 @@ class BaseFile:
 
     @contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
-        """All of the block's changes or none."""
+        """All of the block's changes or none; KnowledgeBaseBusy comes before the block, if ever."""
         with self._open() as db:
-            db.execute("BEGIN IMMEDIATE")
+            db.execute("BEGIN EXCLUSIVE")
             try:
                 yield db
                 db.execute("COMMIT")
@@ -235,10 +241,15 @@ class BaseFile:
         text: str | None,
         passages: Sequence[Passage],
         parts: Sequence[StoredPart],
+        ahead: Callable[[], None],
     ) -> None:
-        """The new version in place of the old one; `text` None: as it was."""
+        """The new version in place of the old one; `text` None: as it was.
+
+        `ahead` is called before anything is written, and what it raises leaves the file as it was.
+        """
         document_id = document.info.id
         with self._changing() as db:
+            _do(ahead)
             for table in _OF_CONTENT if text is not None else _OF_CONTENT[1:]:
                 db.execute(f"DELETE FROM {table} WHERE document_id = ?", (document_id,))
             if text is not None:
@@ -256,9 +267,10 @@ class BaseFile:
                 )
             db.execute(_SAVE, _row(document))
 
-    def remove(self, document_id: str) -> None:
-        """Nothing of it stays."""
+    def remove(self, document_id: str, ahead: Callable[[], None]) -> None:
+        """Nothing of it stays; `ahead` as in `publish`."""
         with self._changing() as db:
+            _do(ahead)
             for table in _OF_CONTENT:
                 db.execute(f"DELETE FROM {table} WHERE document_id = ?", (document_id,))
             db.execute("DELETE FROM document WHERE id = ?", (document_id,))
@@ -276,6 +288,14 @@ def _prepare(db: sqlite3.Connection, *, new: bool) -> None:
         raise ValueError("no base was ever written here")
     if new:
         db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+
+
+def _do(ahead: Callable[[], None]) -> None:
+    """A bug in what is called must not look like a damaged file, which somebody might delete."""
+    try:
+        ahead()
+    except _UNREADABLE as error:
+        raise RuntimeError("what comes before writing failed") from error
 
 
 def _columns(part: StoredPart) -> tuple[object, ...]:

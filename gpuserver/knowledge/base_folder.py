@@ -12,15 +12,24 @@ from typing import Final
 
 import orjson
 
-from gpuserver.course_errors import KnowledgeBaseExists
+from gpuserver.course_errors import KnowledgeBaseExists, KnowledgeBaseNotDeleted
 from gpuserver.knowledge.base_file import BaseFile
-from gpuserver.knowledge.disk import GOING, private_folder, remove_folder, settle, write_whole
+from gpuserver.knowledge.disk import (
+    GOING,
+    private_folder,
+    put_aside,
+    remove_all,
+    remove_folder,
+    settle,
+    write_whole,
+)
 from gpuserver.knowledge.info import clean_title, folder_name, is_id
 
 _ABOUT: Final = "base.json"
 _FILE: Final = "base.db"
 _ORIGINALS: Final = "originals"
 _INCOMING: Final = "incoming"
+_DELETED: Final = b'{"deleted":true}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +43,16 @@ class BaseFolder:
 
     @classmethod
     def make(cls, root: Path, kb_id: str, title: str) -> BaseFolder:
-        """An empty base, whole or not at all. Blocking. Raises KnowledgeBaseExists, DiskFull."""
+        """An empty base, whole or not at all. Blocking.
+
+        Raises KnowledgeBaseExists, DiskFull, and KnowledgeBaseNotDeleted where one of this id can't
+        be removed.
+        """
         folder = cls(root / folder_name(kb_id), kb_id, clean_title(title, kb_id), datetime.now(UTC))
+        if is_deleted(folder.path):
+            remove_all(folder.delete())
+            if folder.path.exists():
+                raise KnowledgeBaseNotDeleted(kb_id=kb_id)
         if folder.path.exists():
             raise KnowledgeBaseExists(kb_id=kb_id)
         making = private_folder(root / f"{GOING}{uuid.uuid4().hex}")
@@ -81,6 +98,21 @@ class BaseFolder:
     def incoming(self) -> Path:
         return self.path / _INCOMING
 
+    def delete(self) -> list[Path]:
+        """What is to be removed next; it does not come back, whether or not that can be. Blocking.
+
+        Raises KnowledgeBaseNotDeleted, DiskFull; nothing has changed then.
+        """
+        try:
+            return put_aside(self.path)
+        except OSError as error:
+            # It can't be moved out of the way, and so it is marked before anything is removed.
+            try:
+                write_whole(self.path / _ABOUT, _DELETED)
+            except OSError:
+                raise KnowledgeBaseNotDeleted(kb_id=self.kb_id) from error
+            return left_of_deleted(self.path)
+
     def original(self, name: str) -> Path:
         """Where an uploaded file lies."""
         return self.path / _ORIGINALS / name
@@ -93,12 +125,36 @@ class BaseFolder:
 
     @classmethod
     def remove_nameless(cls, root: Path, kb_id: str) -> bool:
-        """Remove the folder of a base whose `base.json` is lost, if there is one. Blocking."""
+        """Remove the folder of a base whose `base.json` is lost, if there is one. Blocking.
+
+        Raises KnowledgeBaseNotDeleted.
+        """
         folder = root / folder_name(kb_id)
-        if not is_id(kb_id) or not folder.is_dir() or cls.at(folder) is not None:
+        if not is_id(kb_id) or not folder.is_dir() or is_deleted(folder):
             return False
-        remove_folder(folder)
+        if cls.at(folder) is not None:
+            return False
+        try:
+            remove_folder(folder)
+        except OSError as error:
+            raise KnowledgeBaseNotDeleted(kb_id=kb_id) from error
         return True
+
+
+def is_deleted(path: Path) -> bool:
+    """Whether a folder holds what could not be removed of a base. Blocking."""
+    try:
+        return (path / _ABOUT).read_bytes() == _DELETED
+    except OSError:
+        return False
+
+
+def left_of_deleted(path: Path) -> list[Path]:
+    """What of such a folder is to be removed next: what marks it goes last. Blocking."""
+    try:
+        return [inner for inner in path.iterdir() if inner.name != _ABOUT] or [path]
+    except OSError:
+        return []
 
 
 def prepared(scratch: Path) -> bytes:

@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from gpuserver.course_errors import DiskFull
+from gpuserver.observability import get_logger
+
+log = get_logger(__name__)
+
+KEPT_FREE_BYTES: Final = 256 << 20
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # SQLite says "full" for a full disk alone; a quota that is used up is a write that failed.
@@ -32,6 +37,15 @@ def full_disk_told() -> Iterator[None]:
         if getattr(error, "sqlite_errorcode", None) in _SQLITE_FULL:
             raise DiskFull from error
         raise
+
+
+def check_room(folder: Path, size: int = 0) -> None:
+    """Blocking. Raises DiskFull where so many bytes more would leave the disk no room for others.
+
+    What may be as large as a disk is not written until it is full: sessions are kept there too.
+    """
+    if shutil.disk_usage(folder).free - size < KEPT_FREE_BYTES:
+        raise DiskFull
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -62,22 +76,34 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-def remove_folder(path: Path) -> None:
-    """Out of the way at once, then gone; what a crash leaves of it is swept at the next start."""
+def put_aside(path: Path) -> list[Path]:
+    """Move a folder out of the way at once; what is to be removed then, or at the next start.
+
+    Raises OSError, and nothing has changed, where it can't be moved.
+    """
     doomed = path.with_name(f"{GOING}{uuid.uuid4().hex}")
-    with suppress(FileNotFoundError):
+    try:
         path.replace(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    except FileNotFoundError:
+        return []
+    return [doomed]
+
+
+def remove_folder(path: Path) -> None:
+    """Out of the way at once, then gone. Raises as `put_aside`."""
+    remove_all(put_aside(path))
 
 
 def remove_all(paths: Iterable[Path]) -> None:
-    """Files and folders, as far as that can be done."""
+    """Files and folders, as far as that can be done; what stays is logged, by its name alone."""
     for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                path.unlink()
+        with suppress(OSError):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if os.path.lexists(path):
+            log.warning("can't be removed, and is tried again at the next start", name=path.name)
 
 
 GOING: Final = ".going-"

@@ -6,24 +6,35 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from gpuserver.config import Settings
-from gpuserver.course_errors import DocumentEmpty, DocumentNotFound, DocumentUnreadable
+from gpuserver.course_errors import (
+    DocumentEmpty,
+    DocumentNotFound,
+    DocumentUnreadable,
+    KnowledgeBaseBusy,
+)
 from gpuserver.documents import ReadDocument, ReadingLimits
 from gpuserver.errors import GpuServerError
 from gpuserver.knowledge import kept_parts
 from gpuserver.knowledge.base_file import StoredDocument
 from gpuserver.knowledge.info import DocumentState
-from gpuserver.knowledge.uploaded_base import Indexed, UploadedBase
+from gpuserver.knowledge.kept_parts import Indexed
+from gpuserver.knowledge.uploaded_base import UploadedBase
 from gpuserver.observability import get_logger
 from gpuserver.providers import Embeddings, Passage
 
 log = get_logger(__name__)
 
+_T = TypeVar("_T")
+
 MAX_CHARACTERS: Final = 20_000_000
 """Of one document: a book has one million."""
+BUSY_TRIES: Final = 12
+"""To index a document, which takes long, while another process holds the file."""
 
 
 class Read(Protocol):
@@ -139,14 +150,13 @@ class Indexing:
         def told(done: int, total: int) -> None:
             self._step(base, document, "indexing", done, total)
 
-        old = await asyncio.to_thread(base.opened().parts, info.id)
+        old = await _patiently(base.opened().parts, info.id)
         made = await kept_parts.make(passages, old, self._embeddings, told)
-        new = Indexed(passages, tuple(kept for kept, _ in made), tuple(part for _, part in made))
+        stored, parts = tuple(kept for kept, _ in made), tuple(part for _, part in made)
+        new = Indexed(passages, stored, parts, old)
         if found is not None:
-            new = Indexed(
-                passages, new.stored, new.parts, found.text, found.pages, found.empty_pages
-            )
-        await asyncio.to_thread(base.publish, document, new)
+            new = replace(new, text=found.text, pages=found.pages, empty_pages=found.empty_pages)
+        await _patiently(base.publish, document, new)
 
     async def _read_file(self, base: UploadedBase, document: StoredDocument) -> ReadDocument:
         name, path = document.info.name, base.original(document.info.id)
@@ -174,6 +184,16 @@ class Indexing:
     ) -> None:
         if base.progress(document, state, done, total):
             self._told(base, document.info.id)
+
+
+async def _patiently(work: Callable[..., _T], *args: Any) -> _T:
+    """Do what blocks; each try waits a while for a file that another process holds."""
+    for _ in range(BUSY_TRIES - 1):
+        try:
+            return await asyncio.to_thread(work, *args)
+        except KnowledgeBaseBusy as error:
+            log.warning("knowledge base is busy", kb_id=error.details["kb_id"])
+    return await asyncio.to_thread(work, *args)
 
 
 def _passages(kb_id: str, document: StoredDocument, found: ReadDocument) -> tuple[Passage, ...]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 from gpuserver.course_errors import DocumentNameInvalid, KnowledgeBaseIdInvalid
+from gpuserver.documents.naming import MAX_NAME
 from gpuserver.errors import GpuServerError
 from gpuserver.language import Language
 
@@ -17,7 +18,6 @@ DocumentState = Literal["queued", "reading", "indexing", "ready", "failed"]
 BaseState = Literal["ready", "indexing", "failed"]
 UNFINISHED: Final[frozenset[DocumentState]] = frozenset({"queued", "reading", "indexing"})
 
-MAX_NAME: Final = 200
 MAX_TITLE: Final = 200
 
 # ASCII alone: a look-alike letter must not name a second base that seems to be the first.
@@ -91,9 +91,23 @@ def said(error: GpuServerError) -> tuple[tuple[str, str], str]:
     return (error.code, error.sentence("en")), error.sentence("zh")
 
 
+def failed(info: DocumentInfo, error: GpuServerError) -> DocumentInfo:
+    """The document after it could not be indexed."""
+    problem, problem_zh = said(error)
+    return replace(
+        info, state="failed", done=0, total=0, problem=problem, problem_zh=problem_zh,
+        updated_at=datetime.now(UTC),
+    )  # fmt: skip
+
+
 def is_id(kb_id: str) -> bool:
     """Whether a knowledge base can have this id."""
-    return _ID.fullmatch(kb_id) is not None and kb_id.lower() not in _RESERVED
+    return _ID.fullmatch(kb_id) is not None and not is_reserved(kb_id)
+
+
+def is_reserved(kb_id: str) -> bool:
+    """Whether something else of the API has this name."""
+    return kb_id.lower() in _RESERVED
 
 
 def check_id(kb_id: str) -> str:

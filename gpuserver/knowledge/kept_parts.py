@@ -6,13 +6,15 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuserver.knowledge.base_file import StoredPart
+from gpuserver.knowledge.info import DocumentInfo
 from gpuserver.knowledge.parts import Part, texts_to_embed
 from gpuserver.knowledge.terms import PartTerms, make_terms
 from gpuserver.language import LANGUAGES
@@ -25,10 +27,40 @@ _KEY_BYTES: Final = 16
 Made = tuple[StoredPart, Part]
 
 
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """A new version of a document. `text` is None where only its index is made again."""
+
+    passages: tuple[Passage, ...]
+    stored: tuple[StoredPart, ...]
+    parts: tuple[Part, ...]
+    before: Sequence[StoredPart] = ()
+    """The parts of the version that it replaces."""
+    text: str | None = None
+    pages: int | None = None
+    empty_pages: tuple[int, ...] = ()
+
+    def ready(self, info: DocumentInfo) -> DocumentInfo:
+        """The document once this version of it answers."""
+        count = len(self.passages)
+        info = replace(
+            info, state="ready", done=count, total=count, passages=count, answers=True,
+            updated_at=datetime.now(UTC),
+        )  # fmt: skip
+        if self.text is not None:
+            return replace(
+                info, problem=None, problem_zh="", pages=self.pages, empty_pages=self.empty_pages
+            )
+        if info.problem:  # that of a newer file stays
+            return replace(info, state="failed", done=0, total=0)
+        return info
+
+
 def fits(part: StoredPart, embeddings: Embeddings) -> bool:
-    """Whether a part has the vectors that this model makes, or none where it makes none."""
+    """Whether a part has the vectors that this model makes. Where it makes none, those of another
+    one are left alone: they are of use again when that is back."""
     if part.language not in embeddings.languages:
-        return not part.model
+        return True
     return (part.model, part.dimension) == (embeddings.name, embeddings.dimension)
 
 
@@ -47,7 +79,8 @@ def restored(
     except ValueError:  # an older version of this program wrote them
         terms = make_terms(own)
         whole = False
-    if not part.model or not fits(part, embeddings):
+    usable = part.model and part.language in embeddings.languages and fits(part, embeddings)
+    if not usable:
         return Part(kb_id, document_id, part.language, own, terms), whole
     vectors, starts = _vectors(part), np.frombuffer(part.starts, np.int64).astype(np.intp)
     return Part(kb_id, document_id, part.language, own, terms, vectors, starts), whole

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -13,41 +12,33 @@ from typing import Final
 
 from gpuserver.config import DEFAULTS, Settings
 from gpuserver.course_errors import (
-    DiskFull,
     DocumentNotFound,
     KnowledgeBaseExists,
     KnowledgeBaseReadOnly,
     PassageNotFound,
 )
 from gpuserver.documents.reading import read_document
-from gpuserver.errors import KnowledgeBaseNotFound
+from gpuserver.errors import GpuServerError, KnowledgeBaseNotFound
 from gpuserver.knowledge import transfer
 from gpuserver.knowledge.base_folder import BaseFolder
 from gpuserver.knowledge.carrying import carry_out, given_away
 from gpuserver.knowledge.changes import Changes
 from gpuserver.knowledge.course_base import CourseBase
-from gpuserver.knowledge.disk import GOING, private_folder, remove_all
+from gpuserver.knowledge.dictionaries import Dictionaries
+from gpuserver.knowledge.disk import remove_all
 from gpuserver.knowledge.index import Explained, Index
 from gpuserver.knowledge.indexing import Indexing, Read
-from gpuserver.knowledge.info import (
-    BaseInfo,
-    Change,
-    DocumentInfo,
-    Removed,
-    check_id,
-    check_name,
-)
+from gpuserver.knowledge.info import BaseInfo, Change, DocumentInfo, Removed, check_id, check_name
+from gpuserver.knowledge.intake import take_document, take_export
+from gpuserver.knowledge.opening import IMPORTS, open_all, open_busy
 from gpuserver.knowledge.parts import Progress, make_parts
+from gpuserver.knowledge.reranking import Reranking
 from gpuserver.knowledge.uploaded_base import UploadedBase
 from gpuserver.knowledge.vocabularies import Base, Vocabularies
 from gpuserver.language import Language
-from gpuserver.observability import get_logger
-from gpuserver.providers import Embeddings, Passage, Scale, VectorIndex, Vocabulary
+from gpuserver.providers import Embeddings, Passage, VectorIndex, Vocabulary
 
 _FOLDER: Final = "knowledge"
-_IMPORTS: Final = ".imports"
-
-log = get_logger(__name__)
 
 
 class KnowledgeBases:
@@ -66,6 +57,7 @@ class KnowledgeBases:
         self._bases: dict[str, Base] = {}
         self._versions = itertools.count(1)
         self._vocabularies = Vocabularies()
+        self._dictionaries = Dictionaries(root.parent)
         self._left_over: list[Path] = []
         self._changes = Changes()
         self._indexing = Indexing(embeddings, settings, read, self._tell)
@@ -80,6 +72,7 @@ class KnowledgeBases:
         index: VectorIndex | None = None,
         settings: Settings = DEFAULTS,
         read: Read = read_document,
+        reranking: Reranking | None = None,
     ) -> KnowledgeBases:
         """Read and index `courses` (kb_id → folder), and open what was uploaded. Blocking.
 
@@ -88,7 +81,7 @@ class KnowledgeBases:
         model that took long to make, EngineFailed from the embeddings. An uploaded base that can't
         be read is there with state `failed`.
         """
-        found = Index(embeddings, index)
+        found = Index(embeddings, index, reranking)
         knowledge = cls(data_dir / _FOLDER, embeddings, found, settings, read)
         bases = [CourseBase(kb_id, root, knowledge._next()) for kb_id, root in courses.items()]
         passages = [passage for base in bases for passage in base.passages()]
@@ -98,35 +91,26 @@ class KnowledgeBases:
         return knowledge
 
     def _open_uploaded(self) -> None:
-        courses = {kb_id.lower() for kb_id in self._bases}
-        private_folder(self._root)
-        for path in sorted(self._root.iterdir()):
-            if path == self.importing():
-                self._left_over.extend(path.iterdir())
-                continue
-            if path.name.startswith(GOING):
-                self._left_over.append(path)
-                continue
-            folder = BaseFolder.at(path)
-            if folder is None or folder.kb_id.lower() in courses:
-                log.warning("knowledge base left out", folder=path.name)
-                continue
-            base = UploadedBase(folder, self._index, self._next)
-            base.open(self._embeddings)
+        opened = open_all(self._root, list(self._bases), self._base_in)
+        for base in opened.bases:
             self._bases[base.kb_id] = base
-            self._left_over.extend(base.left_over)
             for document_id in base.waiting():
                 self._indexing.add(base, document_id)
-        private_folder(self.importing())
+        self._left_over = [*opened.left_over, *self._dictionaries.stale(self.known)]
+
+    def _base_in(self, folder: BaseFolder) -> UploadedBase:
+        return UploadedBase(folder, self._index, self._embeddings, self._next)
 
     def _next(self) -> int:
         return next(self._versions)
 
     def close(self) -> None:
         """Close the files. Blocking; `running` has been left."""
-        for base in self._bases.values():
-            if isinstance(base, UploadedBase):
-                base.close()
+        for base in self._all_uploaded():
+            base.close()
+
+    def _all_uploaded(self) -> list[UploadedBase]:
+        return [base for base in self._bases.values() if isinstance(base, UploadedBase)]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -136,8 +120,10 @@ class KnowledgeBases:
         """
         try:
             await asyncio.to_thread(remove_all, self._left_over)
-            async with self._indexing.running():
+            async with self._indexing.running(), asyncio.TaskGroup() as group:
+                retrying = group.create_task(open_busy(self._all_uploaded(), self._queue))
                 yield
+                retrying.cancel()
         finally:
             self._changes.close()
 
@@ -197,9 +183,8 @@ class KnowledgeBases:
         return await carry_out(partial(self._make, kb_id, title), self._made)
 
     def _make(self, kb_id: str, title: str) -> UploadedBase:
-        folder = BaseFolder.make(self._root, kb_id, title)
-        base = UploadedBase(folder, self._index, self._next)
-        base.open(self._embeddings)
+        base = self._base_in(BaseFolder.make(self._root, kb_id, title))
+        base.open()
         return base
 
     def _made(self, base: UploadedBase) -> BaseInfo:
@@ -208,16 +193,26 @@ class KnowledgeBases:
         return base.info()
 
     async def delete(self, kb_id: str) -> None:
-        """Nothing of it stays. Raises KnowledgeBaseNotFound, KnowledgeBaseReadOnly."""
+        """Nothing of it stays.
+
+        Raises KnowledgeBaseNotFound, KnowledgeBaseReadOnly, KnowledgeBaseNotDeleted, DiskFull.
+        """
         if not self.known(kb_id) and await asyncio.to_thread(
             BaseFolder.remove_nameless, self._root, kb_id
         ):
             return
         base = self._uploaded(kb_id)
-        del self._bases[kb_id]
+
+        def delete() -> None:
+            base.delete()
+            self._dictionaries.forget(kb_id)
+
+        await carry_out(delete, lambda _: self._deleted(base))
+
+    def _deleted(self, base: UploadedBase) -> None:
+        del self._bases[base.kb_id]
         self._indexing.forget(base)
-        self._changes.tell(Removed(kb_id))
-        await asyncio.to_thread(base.delete)
+        self._changes.tell(Removed(base.kb_id))
 
     def incoming(self, kb_id: str) -> Path:
         """A folder for scratch files of uploads, on the disk they are kept on.
@@ -253,16 +248,7 @@ class KnowledgeBases:
     async def _take(
         self, base: UploadedBase, name: str, scratch: Path, document_id: str = ""
     ) -> list[DocumentInfo]:
-        most, megabytes = self._settings.max_documents, self._settings.max_upload_mb
-
-        def take() -> list[DocumentInfo]:
-            transfer.check_size(name, scratch, megabytes)
-            if not transfer.is_archive(name):
-                return base.take([(name, scratch)], most, document_id)
-            with tempfile.TemporaryDirectory(dir=base.incoming) as folder:
-                found = transfer.inside(name, scratch, Path(folder), most, megabytes)
-                return base.take(found, most)
-
+        take = partial(take_document, base, name, scratch, self._settings, document_id)
         return await carry_out(take, partial(self._queue, base))
 
     def _queue(self, base: UploadedBase, infos: list[DocumentInfo]) -> list[DocumentInfo]:
@@ -280,11 +266,14 @@ class KnowledgeBases:
         base = self._uploaded(kb_id)
         base.find(document_id)
         self._indexing.forget(base, document_id)
+
+        def remove() -> None:
+            base.remove(document_id)
+            self._dictionaries.forget(kb_id)
+
         try:
-            await carry_out(
-                partial(base.remove, document_id), lambda _: self._gone(base, document_id)
-            )
-        except DiskFull:
+            await carry_out(remove, lambda _: self._gone(base, document_id))
+        except GpuServerError:
             if document_id in base.waiting():
                 self._indexing.add(base, document_id)
             raise
@@ -342,7 +331,7 @@ class KnowledgeBases:
 
     def importing(self) -> Path:
         """A folder for the scratch files of exported knowledge bases that come in."""
-        return self._root / _IMPORTS
+        return self._root / IMPORTS
 
     async def import_(self, scratch: Path, kb_id: str | None = None) -> BaseInfo:
         """A knowledge base from what `export` wrote, under its own id or another; indexed anew.
@@ -356,7 +345,9 @@ class KnowledgeBases:
             made = await self.create(kb_id or manifest.kb_id, manifest.title)
             try:
                 if manifest.documents:
-                    await self._take(self._uploaded(made.kb_id), transfer.IMPORTED, scratch)
+                    base = self._uploaded(made.kb_id)
+                    take = partial(take_export, base, scratch, self._settings)
+                    await carry_out(take, partial(self._queue, base))
             except BaseException:
                 await self.delete(made.kb_id)
                 raise
@@ -367,9 +358,15 @@ class KnowledgeBases:
     def search(self, question: str, language: Language, kb_ids: Iterable[str]) -> list[Passage]:
         """The passages that answer a question, best first; [] where none does.
 
-        Unknown knowledge bases hold nothing. Blocking (a few milliseconds). Raises EngineFailed.
+        Unknown knowledge bases hold nothing. Blocking, as `Index.search`. Raises EngineFailed.
         """
         return self._index.search(question, language, kb_ids)
+
+    def find(
+        self, question: str, language: Language, kb_ids: Iterable[str]
+    ) -> tuple[list[Passage], list[Passage]]:
+        """What `search` gives, and what is near where that is nothing. Blocking, as `search`."""
+        return self._index.find(question, language, kb_ids)
 
     def explain(
         self, question: str, language: Language, kb_ids: Iterable[str], k: int = 8
@@ -380,14 +377,8 @@ class KnowledgeBases:
     def likeness(
         self, sentence: str, others: Sequence[str], language: Language
     ) -> list[float] | None:
-        """The cosines of a sentence to others, on MiniLM's scale; None where the embedding model
-        does not know the language. Blocking. Raises EngineFailed."""
-        if language not in self._embeddings.languages:
-            return None
-        scale = self._embeddings.scale.get(language, Scale())
-        vectors = self._embeddings.embed([sentence, *others])
-        nearness: list[float] = (vectors[1:] @ vectors[0] * scale.factor + scale.offset).tolist()
-        return nearness
+        """As `Index.likeness`."""
+        return self._index.likeness(sentence, others, language)
 
     def vocabulary(self, kb_ids: Iterable[str]) -> Vocabulary:
         """The words to listen for, without pronunciations: those are the speech engine's to add.
@@ -395,6 +386,10 @@ class KnowledgeBases:
         Blocking, for a moment, the first time for these `kb_ids` and after each change of them.
         """
         return self._vocabularies.of(self._chosen(kb_ids))
+
+    def listened_for(self, vocabulary: Vocabulary, kb_ids: Iterable[str]) -> None:
+        """Note that a recogniser keeps these words of those bases. Blocking."""
+        self._dictionaries.note(vocabulary.digest, kb_ids)
 
     def version(self, kb_ids: Iterable[str]) -> tuple[int, ...]:
         """Changes with every change of what these hold: what caches are keyed by. Any thread."""

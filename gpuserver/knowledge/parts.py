@@ -55,14 +55,15 @@ def texts_to_embed(passages: Sequence[Passage]) -> tuple[list[str], NDArray[np.i
     """The texts whose vectors are a part's rows, and the row of each passage's first one.
 
     A passage is as near to a question as its nearest sentence: a question asks for one thing, a
-    passage says five. Each sentence is embedded behind its heading, which names what "it" is.
+    passage says five. Headings are compared by their words: a chapter's name before each sentence
+    brings all of its sentences nearer to each other.
     """
     texts: list[str] = []
     starts: list[int] = []
     for passage in passages:
         starts.append(len(texts))
         said = [text.replace("`", "") for text in sentences(prose(passage.text))]
-        texts.extend([f"{passage.heading}: {text}" for text in said] or [passage.heading])
+        texts.extend(said or [passage.heading])
     return texts, np.array(starts, np.intp)
 
 

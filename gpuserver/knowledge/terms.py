@@ -25,8 +25,9 @@ from gpuserver.providers import Passage
 HEADING_WEIGHT: Final = 2
 """A word in the heading counts as often as this in the text."""
 
-VERSION: Final = 1
-"""Of what is kept. A change in how texts become words (here, or in `language`) must raise it."""
+VERSION: Final = 2
+"""Of what is kept. A change in how texts become words (here, or in `language`), or in which texts
+are embedded (`parts`), must raise it."""
 
 _HAN_RUN = re.compile(f"[{HAN}]+")
 _PIECE: Final = 64

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import uuid
 import zipfile
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Final
 
 import orjson
 
 from gpuserver.course_errors import (
     ArchiveUnsafe,
+    DocumentHidden,
     DocumentTooLarge,
     DocumentTypeUnknown,
     DocumentUnreadable,
 )
 from gpuserver.documents import SUFFIXES
 from gpuserver.documents.archive import ArchiveLimits, check_directory, unpack
-from gpuserver.knowledge.disk import full_disk_told
-from gpuserver.knowledge.info import MAX_NAME, BaseInfo, check_id, check_name
+from gpuserver.documents.naming import OneNameTwice, document_names, is_housekeeping
+from gpuserver.knowledge.disk import check_room, full_disk_told
+from gpuserver.knowledge.info import BaseInfo, check_id, check_name
 
 MANIFEST: Final = "manifest.json"
 _FORMAT: Final = 1
@@ -42,7 +44,9 @@ class Manifest:
 
 
 def check_type(name: str, *, archives: bool = True) -> str:
-    """The name itself. Raises DocumentTypeUnknown."""
+    """The name itself. Raises DocumentTypeUnknown, DocumentHidden."""
+    if is_housekeeping(PurePath(name)):
+        raise DocumentHidden(name=name)
     if not name.lower().endswith((*SUFFIXES, *(_ARCHIVES if archives else ()))):
         raise DocumentTypeUnknown(name=name)
     return name
@@ -56,24 +60,23 @@ def is_archive(name: str) -> bool:
 def inside(
     name: str, archive: Path, into: Path, files: int, megabytes: int
 ) -> list[tuple[str, Path]]:
-    """The documents of a zip, each under a name of its own. Blocking.
+    """The documents of a zip, each under a name of its own; `megabytes`: of all. Blocking.
 
-    Raises ArchiveUnsafe, DocumentTooLarge, DocumentTypeUnknown for a zip that holds none, DiskFull.
+    Raises ArchiveUnsafe, DocumentTypeUnknown for a zip that holds none, DiskFull.
     """
-    # Ten times the largest document: a course of many, and no bomb.
-    found = unpack(archive, name, into, _limits(files, 10 * megabytes << 20))
+    limits = _limits(files, megabytes << 20)
+    found = unpack(archive, name, into, limits, needs=partial(check_room, into))
     if not found:
         raise DocumentTypeUnknown(name=name)
-    times = Counter(check_name(inner) for inner, _ in found)
-    named: dict[str, Path] = {}
-    for inner, path in found:
-        short = check_name(inner)
-        # Where two folders have a file of the same name, the folders tell them apart.
-        whole = inner.strip("/").replace("/", " - ")[-MAX_NAME:]
-        named[check_name(whole) if times[short] > 1 else short] = path
-    for inner, path in named.items():
-        check_size(inner, path, megabytes)
-    return list(named.items())
+    try:
+        names = document_names([PurePosixPath(inner) for inner, _ in found])
+    except OneNameTwice as error:
+        raise ArchiveUnsafe(
+            name=name,
+            problem=f"two of its files would be called {error.name!r}; rename one of them",
+            problem_zh=f"其中两个文件都会叫 {error.name!r}，请重命名其中一个",
+        ) from error
+    return [(check_name(its), path) for its, (_, path) in zip(names, found, strict=True)]
 
 
 def _limits(files: int, size: int) -> ArchiveLimits:

@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from gpuserver.course_errors import (
     DiskFull,
     DocumentNameInvalid,
     DocumentNotFound,
+    KnowledgeBaseBusy,
     KnowledgeBaseDamaged,
     KnowledgeBaseOutdated,
     TooManyDocuments,
 )
-from gpuserver.errors import GpuServerError, KnowledgeBaseNotFound
-from gpuserver.knowledge.base_file import BaseFile, Stored, StoredDocument, StoredPart, uploaded
+from gpuserver.errors import GpuServerError, KnowledgeBaseNotFound, ProviderUnavailable
+from gpuserver.knowledge.base_file import BaseFile, StoredDocument, StoredPart, uploaded
 from gpuserver.knowledge.base_folder import BaseFolder, prepared
-from gpuserver.knowledge.disk import full_disk_told, remove_folder
+from gpuserver.knowledge.disk import full_disk_told, remove_all
 from gpuserver.knowledge.index import Index
-from gpuserver.knowledge.info import UNFINISHED, BaseInfo, DocumentInfo, DocumentState, said
-from gpuserver.knowledge.kept_parts import fits, restored
-from gpuserver.knowledge.parts import Part
-from gpuserver.knowledge.vector_store import KEPT_SECONDS
+from gpuserver.knowledge.info import UNFINISHED, BaseInfo, DocumentInfo, DocumentState, failed, said
+from gpuserver.knowledge.kept_parts import Indexed, restored
+from gpuserver.knowledge.restoring import restored_base
 from gpuserver.language import LANGUAGES, Language
 from gpuserver.providers import Embeddings, Passage
-
-
-@dataclass(frozen=True, slots=True)
-class Indexed:
-    """A new version of a document. `text` is None where only its index is made again."""
-
-    passages: tuple[Passage, ...]
-    stored: tuple[StoredPart, ...]
-    parts: tuple[Part, ...]
-    text: str | None = None
-    pages: int | None = None
-    empty_pages: tuple[int, ...] = ()
 
 
 class UploadedBase:
@@ -51,10 +40,13 @@ class UploadedBase:
 
     readings: Mapping[str, tuple[str, ...]] = {}
 
-    def __init__(self, folder: BaseFolder, index: Index, count: Callable[[], int]) -> None:
+    def __init__(
+        self, folder: BaseFolder, index: Index, embeddings: Embeddings, count: Callable[[], int]
+    ) -> None:
         """Not opened yet. `count` gives a number that no version had before."""
         self.kb_id = folder.kb_id
         self._folder, self._index, self._count = folder, index, count
+        self._embeddings = embeddings
         self._problem: GpuServerError | None = None
         self._file: BaseFile | None = None
         # `_changing` is held while the disk is written; `_table` for a moment, also by the loop.
@@ -73,25 +65,43 @@ class UploadedBase:
 
     # Start and end: these block
 
-    def open(self, embeddings: Embeddings) -> None:
+    def open(self) -> None:
         """Read everything back and make it searchable.
 
         A base that can't be read has a problem from now on, and nothing to search.
         """
-        try:
-            self._file = BaseFile(self._folder.file, self.kb_id)
-            stored = self._file.load()
-            known = {document.file for document in stored.documents}
-            self.left_over = self._folder.left_over(known)
-            self._index.put(self._restore(stored, embeddings))
-        except (ValueError, OSError):
-            self._fail(KnowledgeBaseDamaged(kb_id=self.kb_id))
-        except GpuServerError as error:
-            self._fail(error)
-        else:
-            self._documents = {item.info.id: self._found(item) for item in stored.documents}
-            for document_id, kept in stored.passages.items():
-                self._hold(document_id, tuple(kept))
+        with self._changing:
+            try:
+                file = BaseFile(self._folder.file, self.kb_id)
+                stored = file.load()
+                known = {document.file for document in stored.documents}
+                self.left_over = self._folder.left_over(known)
+                found = restored_base(stored, self.kb_id, self._embeddings)
+                self._index.put(found.parts)
+            except (ValueError, OSError):
+                self._fail(KnowledgeBaseDamaged(kb_id=self.kb_id))
+            except GpuServerError as error:
+                self._fail(error)
+            else:
+                with self._table:
+                    self._file, self._problem = file, found.problem
+                    self._outdated, self._unsearched = set(found.outdated), found.unsearched
+                    self._documents = {item.info.id: self._found(item) for item in stored.documents}
+                    for document_id, kept in stored.passages.items():
+                        self._hold(document_id, tuple(kept))
+                    self._changed()
+
+    @property
+    def busy(self) -> bool:
+        """Whether another process held the file when it was opened."""
+        return isinstance(self._problem, KnowledgeBaseBusy)
+
+    def open_again(self) -> None:
+        """Open a base that was busy, if it was not deleted since, and sweep it."""
+        with self._changing:
+            if self.busy:
+                self.open()
+                remove_all(self.left_over)
 
     def _hold(self, document_id: str, passages: tuple[Passage, ...]) -> None:
         self._passages[document_id] = passages
@@ -104,30 +114,9 @@ class UploadedBase:
             return replace(document, info=replace(document.info, state="queued"))
         return document
 
-    def _restore(self, stored: Stored, embeddings: Embeddings) -> list[Part]:
-        """What is to be searched; notes which documents must be indexed again."""
-        parts: list[Part] = []
-        wasted: dict[str, float] = {}
-        for document_id, kept in stored.parts.items():
-            passages = stored.passages[document_id]
-            for item in kept:
-                part, whole = restored(item, self.kb_id, document_id, passages, embeddings)
-                parts.append(part)
-                if not whole:
-                    self._outdated.add(document_id)
-                if not fits(item, embeddings):
-                    wasted[item.model] = wasted.get(item.model, 0.0) + item.seconds
-        if sum(wasted.values()) > KEPT_SECONDS:
-            self._problem = KnowledgeBaseOutdated(
-                kb_id=self.kb_id, made_by=max(wasted, key=wasted.__getitem__),
-                minutes=round(sum(wasted.values()) / 60), model=embeddings.name,
-            )  # fmt: skip
-            self._unsearched, self._outdated = frozenset(self._outdated), set()
-            return [part for part in parts if part.document_id not in self._unsearched]
-        return parts
-
     def _fail(self, error: GpuServerError) -> None:
-        self._problem = error
+        with self._table:
+            self._problem, self._info = error, None
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -139,14 +128,17 @@ class UploadedBase:
                 self._file.close()
 
     def delete(self) -> None:
-        """Nothing of it stays."""
+        """Nothing of it stays. Raises KnowledgeBaseNotFound, KnowledgeBaseNotDeleted."""
         with self._changing:
+            if isinstance(self._problem, KnowledgeBaseNotFound):  # another was faster
+                raise self._problem
+            left = self._folder.delete()
             self._fail(KnowledgeBaseNotFound(kb_id=self.kb_id))
             self._index.drop_base(self.kb_id)
             with self._table:
                 self._documents, self._passages, self._languages = {}, {}, {}
                 self._changed()
-            remove_folder(self._folder.path)
+        remove_all(left)
 
     # What there is: at once
 
@@ -311,8 +303,7 @@ class UploadedBase:
             gone = {old.file for old in before.values() if old} - {now.file for now in taken}
             self._outdated -= {key for key, old in before.items() if old and old.file in gone}
             self._info = None
-        for name in gone:
-            self._folder.original(name).unlink(missing_ok=True)
+        remove_all(self._folder.original(name) for name in gone)
 
     def again(self, document_id: str) -> DocumentInfo:
         """Have the document's file read again, if it is not waiting for that already."""
@@ -330,26 +321,19 @@ class UploadedBase:
     def publish(self, document: StoredDocument, new: Indexed) -> None:
         """The new version answers from now on; nothing happens to a document that has changed.
 
-        Raises DiskFull, ProviderUnavailable (no room for its vectors).
+        Raises DiskFull, KnowledgeBaseBusy, ProviderUnavailable (no room for its vectors); the
+        version before answers then, here and after a restart.
         """
         with self._changing:
             file, passages = self.opened(), new.passages
             now = self._documents.get(document.info.id)
             if now is None or now.file != document.file:
                 return
-            info = replace(
-                now.info, state="ready", done=len(passages), total=len(passages),
-                passages=len(passages), answers=True, updated_at=datetime.now(UTC),
-            )  # fmt: skip
-            if new.text is not None:
-                info = replace(
-                    info, problem=None, problem_zh="", pages=new.pages, empty_pages=new.empty_pages
-                )
-            elif info.problem:  # that of a newer file stays
-                info = replace(info, state="failed", done=0, total=0)
+            info = new.ready(now.info)
             now = replace(now, info=info)
-            file.publish(now, new.text, passages, new.stored)
-            self._index.put(new.parts)
+            search = partial(self._index.put, new.parts)
+            with self._put_back(info.id, new.before):
+                file.publish(now, new.text, passages, new.stored, search)
             with self._table:
                 self._documents[info.id] = now
                 self._hold(info.id, passages)
@@ -359,6 +343,26 @@ class UploadedBase:
                     self._problem = None
                 self._changed()
 
+    @contextmanager
+    def _put_back(self, document_id: str, before: Sequence[StoredPart]) -> Iterator[None]:
+        """Where the file could not be written, search the document as it still is there."""
+        try:
+            yield
+        except (KnowledgeBaseBusy, ProviderUnavailable):  # the index is as it was
+            raise
+        except BaseException:
+            passages = self._passages.get(document_id, ())
+            stored = () if document_id in self._unsearched else before
+            found = [
+                restored(item, self.kb_id, document_id, passages, self._embeddings)
+                for item in stored
+            ]
+            if found:
+                self._index.put(part for part, _ in found)
+            else:
+                self._index.drop(self.kb_id, document_id)
+            raise
+
     def fail(self, document: StoredDocument, error: GpuServerError) -> None:
         """The document could not be indexed; the version before it goes on answering."""
         with self._changing:
@@ -366,26 +370,21 @@ class UploadedBase:
                 now = self._documents.get(document.info.id)
                 if now is None or now.file != document.file:
                     return
-                problem, problem_zh = said(error)
-                info = replace(
-                    now.info, state="failed", done=0, total=0, problem=problem,
-                    problem_zh=problem_zh, updated_at=datetime.now(UTC),
-                )  # fmt: skip
-                now = replace(now, info=info)
-                self._documents[info.id] = now
-                self._outdated.discard(info.id)
+                now = replace(now, info=failed(now.info, error))
+                self._documents[now.info.id] = now
+                self._outdated.discard(now.info.id)
                 self._info = None
-            # On a full disk it stays as it was there, and is tried again after a restart.
-            with suppress(DiskFull, KnowledgeBaseDamaged):
+            # Where that can't be written, it is tried again after a restart.
+            with suppress(DiskFull, KnowledgeBaseBusy, KnowledgeBaseDamaged):
                 self.opened().save([now])
 
     def remove(self, document_id: str) -> None:
-        """Nothing of the document stays. Raises DocumentNotFound, DiskFull."""
+        """Nothing of the document stays. Raises DocumentNotFound and as `publish`."""
         with self._changing:
-            original = self.original(document_id)
-            self.opened().remove(document_id)
-            original.unlink(missing_ok=True)
-            self._index.drop(self.kb_id, document_id)
+            original, file = self.original(document_id), self.opened()
+            with self._put_back(document_id, file.parts(document_id)):
+                file.remove(document_id, partial(self._index.drop, self.kb_id, document_id))
+            remove_all([original])
             with self._table:
                 del self._documents[document_id]
                 self._passages.pop(document_id, None)

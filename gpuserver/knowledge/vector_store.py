@@ -119,19 +119,34 @@ class VectorStore:
         spent: float,
         told: Told,
     ) -> None:
-        """Fill the missing rows, saving now and then; `spent` went into the others."""
+        """Fill the missing rows, saving now and then; `spent` went into the others.
+
+        What was made stays made, also when the engine fails or `told` raises to make an end.
+        """
         began = saved = self._clock()
         kept = len(texts) - len(missing)
-        for begin in range(0, len(missing), _CHUNK):
-            rows = missing[begin : begin + _CHUNK]
-            matrix[rows] = self._embeddings.embed([texts[row] for row in rows])
-            told(kept + begin + len(rows), len(texts))
-            if self._clock() - saved > SAVED_SECONDS:
-                waiting = set(missing[begin + len(rows) :])
-                done = [row for row in range(len(texts)) if row not in waiting]
-                saved = self._clock()
-                self._save([keys[row] for row in done], matrix[done], spent + saved - began)
-        self._save(keys, matrix, spent + self._clock() - began)
+        made = 0
+
+        def save() -> None:
+            waiting = set(missing[made:])
+            done = [row for row in range(len(texts)) if row not in waiting]
+            seconds = spent + self._clock() - began
+            self._save([keys[row] for row in done], matrix[done], seconds)
+
+        try:
+            for begin in range(0, len(missing), _CHUNK):
+                rows = missing[begin : begin + _CHUNK]
+                matrix[rows] = self._embeddings.embed([texts[row] for row in rows])
+                made += len(rows)
+                told(kept + made, len(texts))
+                if self._clock() - saved > SAVED_SECONDS:
+                    saved = self._clock()
+                    save()
+        except BaseException:
+            if made:
+                save()
+            raise
+        save()
 
     def _save(self, keys: Sequence[bytes], matrix: Matrix, seconds: float) -> None:
         _write(self._path, self._embeddings.name, keys, matrix, seconds)

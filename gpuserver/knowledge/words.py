@@ -47,6 +47,9 @@ ELSEWHERE: Final = 0.1
 UNKNOWN: Final = 0.65
 """For each word that no passage holds: the name of another subject, or chatter."""
 
+SHORT_WORDS: Final = 6
+"""Of a question, words like "what" and "is" left out: with more of them it tells a story."""
+
 # "What is the difference between a list and a tuple?" names two things.
 _BETWEEN_NAMES = re.compile(r"\b(?:and|or|between|versus|vs|than)\b|[、和与跟或比]|还是", re.I)
 MAX_NAMES: Final = 4
@@ -99,6 +102,18 @@ class Words:
         elsewhere = np.maximum(np.float32(total) - shared, 0)
         score: Scores = shared / (shared + np.float32(against) + np.float32(ELSEWHERE) * elsewhere)
         return score
+
+    def strangeness(self, words: Sequence[str]) -> float:
+        """The share of a short question's words that no passage holds; 0 for a long question.
+
+        In a short one such a word is the name of what is asked for, in a long one it is chatter.
+        """
+        counted = [word for word in words if len(word) > 1 or not is_han(word)]
+        # Two pairs of Chinese characters make up about as much as a word.
+        sizes = [0.5 if is_han(word) else 1.0 for word in counted]
+        if not counted or sum(sizes) > SHORT_WORDS:
+            return 0.0
+        return sum(self._place(word) < 0 for word in counted) / len(counted)
 
     def headings(self, question: str, only_latin: bool = False) -> Scores:
         """Of each passage, from 0 to 1, how exactly its heading is what the question names.

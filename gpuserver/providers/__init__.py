@@ -17,7 +17,7 @@ from gpuserver.config import DEFAULTS, Settings
 from gpuserver.language import Language
 from gpuserver.metrics import Meter
 
-Kind = Literal["llm", "asr", "tts", "vad", "embeddings", "index"]
+Kind = Literal["llm", "asr", "tts", "vad", "embeddings", "index", "reranker"]
 
 
 # Language model
@@ -67,7 +67,8 @@ class Request:
     """What a language model is asked.
 
     A chat model reads `messages`; the extractive engine reads `question` (a follow-up already made
-    whole) and `passages` (best first, empty when the material does not cover the question).
+    whole) and `passages` (best first, empty when the material does not cover the question; `near`
+    are then those that are worth a look all the same).
     `adapter` is the folder of a LoRA adapter, "" for the model as it is. With a `json_schema` a
     chat model that can hold itself to one answers with JSON that fits it.
     """
@@ -79,6 +80,7 @@ class Request:
     sampling: Sampling = Sampling()
     adapter: str = ""
     json_schema: Mapping[str, Any] | None = None
+    near: Sequence[Passage] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +236,7 @@ class TTS(Protocol):
         ...
 
 
-# Voice activity, embeddings, the index of vectors
+# Voice activity, embeddings, the index of vectors, re-ranking
 
 DETECTOR_FRAME: Final = 512
 """Samples, at 16 kHz, of the frames that a detector scores."""
@@ -267,7 +269,7 @@ class VAD(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How a model's cosines compare with MiniLM's: `factor` × cosine + `offset`."""
+    """How a model's numbers compare with others': `factor` × number + `offset`."""
 
     factor: float = 1.0
     offset: float = 0.0
@@ -279,15 +281,24 @@ class Embeddings(Protocol):
     name: str
     """Of the model with these very weights: vectors that are kept belong to a name."""
     scale: Mapping[Language, Scale]
-    """Of questions in a language; a language left out has MiniLM's own cosines."""
+    """Brings the cosines of questions in a language to MiniLM's; one left out has them already."""
 
     def embed(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
-        """Unit vectors, float32 of shape (len(texts), dimension). Blocking: call it in a thread.
+        """Unit vectors, float32 of shape (len(texts), dimension); zeros for a text that can't be
+        read. Blocking: call it in a thread.
 
         `query` says that the texts are questions, which some models read otherwise than what
         answers them. Raises EngineFailed.
         """
         ...
+
+
+@runtime_checkable
+class Translated(Protocol):
+    """Embeddings that read some languages word by word in another one. Such vectors tell what a
+    text is about; whether it says the same as another they don't."""
+
+    translated: frozenset[str]
 
 
 class Vectors(Protocol):
@@ -307,6 +318,20 @@ class VectorIndex(Protocol):
         """Make unit vectors, float32 of shape (rows, dimension), searchable until `close`.
 
         Blocking. Raises ProviderUnavailable.
+        """
+        ...
+
+
+class Reranker(Protocol):
+    scale: Mapping[Language, Scale]
+    """Of each language that it serves. On it, what is above 0 rather answers a question than not,
+    2 is a plain answer and -2 none."""
+
+    def score(self, question: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        """How well each text answers a question: float32 of shape (len(texts),), more is better.
+
+        Blocking: call it in a thread. Raises EngineFailed, and EngineStalled where it takes longer
+        than a student can wait.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""What any embedding model is asked once: which answer belongs to which question.
+"""What any embedding model or re-ranker is asked once: which answer belongs to which question.
 
 The search's bars are set for MiniLM's cosines. Other models spread theirs elsewhere (E5 gives two
 unrelated texts 0.76, MiniLM 0.06), and without this such a bar declines nothing. The pairs are
@@ -7,13 +7,13 @@ general knowledge and share few words, so that neither a course nor spelling hel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuserver.language import Language
+from gpuserver.language import LANGUAGES, Language
 from gpuserver.providers import Scale
 
 MINILM_RELATED: Final = 0.573
@@ -22,7 +22,11 @@ MINILM_UNRELATED: Final = 0.062
 """Mean cosine that it gives a question and the answer to another."""
 NEEDED: Final = 0.75
 """Share of the answers that a model has to find to serve a language. MiniLM finds all the English
-ones and a third of the Chinese ones."""
+ones, and of the Chinese ones a third, or all where a dictionary reads them to it."""
+
+PLAIN: Final = 2.0
+"""What an answer below gets on a re-ranker's scale; the best of the other texts gets as much below
+0."""
 
 PAIRS: Final[Mapping[Language, Sequence[tuple[str, str]]]] = {
     "en": (
@@ -84,12 +88,15 @@ PAIRS: Final[Mapping[Language, Sequence[tuple[str, str]]]] = {
 
 Embed = Callable[[Sequence[str], bool], NDArray[np.float32]]
 """Unit vectors of texts; the flag says that they are questions."""
+Score = Callable[[str, Sequence[str]], NDArray[np.float32]]
+"""How well each text answers a question, on a model's own scale."""
 
 
-def scales(embed: Embed) -> dict[Language, Scale]:
-    """How a model's cosines compare with MiniLM's, for each language that it serves."""
+def scales(embed: Embed, languages: Iterable[Language] = LANGUAGES) -> dict[Language, Scale]:
+    """How a model's cosines compare with MiniLM's, for each of the languages that it serves."""
     found: dict[Language, Scale] = {}
-    for language, pairs in PAIRS.items():
+    for language in languages:
+        pairs = PAIRS[language]
         questions = embed([question for question, _ in pairs], True)
         answers = embed([answer for _, answer in pairs], False)
         scale = _scale(questions @ answers.T)
@@ -98,13 +105,49 @@ def scales(embed: Embed) -> dict[Language, Scale]:
     return found
 
 
+def answer_scales(score: Score, told: Callable[[float], None]) -> dict[Language, Scale]:
+    """Where a re-ranker's scores part answers from other texts, for each language that it serves.
+
+    `told` hears which share of the questions is done.
+    """
+    found: dict[Language, Scale] = {}
+    for number, (language, pairs) in enumerate(PAIRS.items()):
+        answers = [answer for _, answer in pairs]
+        scores: list[NDArray[np.float32]] = []
+        for question, _ in pairs:
+            told((number + len(scores) / len(pairs)) / len(PAIRS))
+            scores.append(score(question, answers))
+        scale = _answer_scale(np.stack(scores))
+        if scale is not None:
+            found[language] = scale
+    return found
+
+
 def _scale(cosines: NDArray[np.float32]) -> Scale | None:
     """From the cosine of each question (row) to each answer (column), in the same order."""
-    count = len(cosines)
-    own = np.eye(count, dtype=bool)
-    matched = cosines.argmax(axis=1) == np.arange(count)
+    own = np.eye(len(cosines), dtype=bool)
     related, unrelated = float(cosines[own].mean()), float(cosines[~own].mean())
-    if matched.mean() < NEEDED or related <= unrelated:
+    if not _finds(cosines) or related <= unrelated:
         return None
     factor = (MINILM_RELATED - MINILM_UNRELATED) / (related - unrelated)
     return Scale(factor, MINILM_UNRELATED - factor * unrelated)
+
+
+def _answer_scale(scores: NDArray[np.float32]) -> Scale | None:
+    """From the score of each answer (column) to each question (row), in the same order.
+
+    The bar lies midway between the answers and, of each question, the best of all else: a search
+    looks at several texts, and the best of them decides.
+    """
+    own = np.eye(len(scores), dtype=bool)
+    right = float(scores[own].mean())
+    wrong = float(np.where(own, -np.inf, scores).max(axis=1).mean())
+    if not _finds(scores) or right <= wrong:
+        return None
+    factor = 2 * PLAIN / (right - wrong)
+    return Scale(factor, -factor * (right + wrong) / 2)
+
+
+def _finds(scores: NDArray[np.float32]) -> bool:
+    """Whether enough questions (rows) have the highest number at their own answer (column)."""
+    return bool((scores.argmax(axis=1) == np.arange(len(scores))).mean() >= NEEDED)

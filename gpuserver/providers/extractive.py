@@ -77,6 +77,15 @@ NOT_COVERED: Final[Mapping[Language, str]] = {
     "Please ask me another question about the course.",
     "zh": "课程资料里没有讲到这个内容，所以我不能给出可靠的回答。欢迎再问一个和课程有关的问题。",
 }
+_NEAREST: Final[Mapping[Language, str]] = {
+    "en": "The course material does not clearly answer this, so I can't answer it reliably. "
+    "What comes nearest is {names}; have a look there, or ask me in other words.",
+    "zh": "课程资料里没有明确回答这个问题，所以我不能给出可靠的回答。"
+    "最接近的内容是{names}，你可以看看那里，或者换个说法再问我。",
+}
+_NAMED: Final = 2
+"""Nearest passages that are named; a list read aloud helps nobody."""
+_NAME_CHARACTERS: Final = 80
 _OTHER_LANGUAGE: Final[Mapping[Language, str]] = {
     "en": "The course material on this is in Chinese:",
     "zh": "这部分课程资料只有英文：",
@@ -108,6 +117,8 @@ _REPLIES: Final[Mapping[Language, Mapping[Kind, str]]] = {
         "acknowledgement": "好的。有问题随时问我。",
     },
 }
+_SECTION = re.compile(r"^\d+(?:\.\d+)+\s+")  # read aloud it says nothing
+_NO_NAME = re.compile(r"[\[\]()<>{}*_`|“”《》]|https?://\S*|www\.\S*")
 _ITEM = re.compile(r"(?:[-*+]|\d{1,3}[.)])\s")
 _CELL = re.compile(r"(?<!\\)\|")
 _MARKER = re.compile(r"[ \t]*\[\d{1,3}\]")
@@ -135,11 +146,32 @@ class ExtractiveLLM:
         elif request.passages:
             pieces = _answer(request)
         else:
-            pieces = sentences(NOT_COVERED[request.language])
+            # Whole: a heading in it may look like the end of a sentence.
+            pieces = iter([not_covered(request)])
         before = ""
         for piece in pieces:
             yield Delta(_glue(before, piece) + piece)
             before = piece
+
+
+def not_covered(request: Request) -> str:
+    """What is said where no passage surely answers, with the headings that are near."""
+    names = dict.fromkeys(name for passage in request.near if (name := _name(passage)))
+    if not names:
+        return NOT_COVERED[request.language]
+    opening, closing, between = ("“", "”", " and ") if request.language == "en" else "《》和"
+    named = between.join(f"{opening}{name}{closing}" for name in list(names)[:_NAMED])
+    return _NEAREST[request.language].format(names=named)
+
+
+def _name(passage: Passage) -> str:
+    """The last step of its heading, or its document, as one plain line; "" if that says nothing."""
+    heading = _SECTION.sub("", passage.heading.rsplit(" › ", 1)[-1])
+    return _plain(heading) or _plain(passage.document)
+
+
+def _plain(text: str) -> str:
+    return " ".join(_NO_NAME.sub(" ", text).split())[:_NAME_CHARACTERS]
 
 
 def _glue(before: str, piece: str) -> str:

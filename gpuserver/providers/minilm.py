@@ -1,4 +1,4 @@
-"""English sentence embeddings: all-MiniLM-L6-v2, converted once to CTranslate2 int8, on the CPU."""
+"""Sentence embeddings by all-MiniLM-L6-v2, converted once to CTranslate2 int8, on the CPU."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ from tokenizers.processors import BertProcessing
 from gpuserver.errors import EngineFailed, ProviderUnavailable
 from gpuserver.language import Language
 from gpuserver.providers import Place, Scale
+from gpuserver.providers.calibration import scales
+from gpuserver.providers.glosses import Glosses
 
 log = logging.getLogger(__name__)
 
@@ -47,18 +49,20 @@ Weights = Mapping[str, NDArray[Any]]
 
 
 class MiniLMEmbeddings:
-    """`Embeddings` and `Runtime`. `model`: empty for the bundled one, or a folder with another.
+    """`Embeddings`, `Translated` and `Runtime`. `model`: empty for the bundled one, or a folder.
 
     A folder holds a BERT encoder as `config.json`, `model.safetensors` and `vocab.txt`.
+
+    The model knows English: two Chinese sentences come out alike whatever they say. So it is given
+    the English of their words; without the dictionary it serves English alone.
 
     One thread a text, at most two texts at once: a question (16 tokens) then costs a few
     milliseconds of one core, and indexing a large document leaves the other core to the students.
     """
 
-    # The model was trained on English pairs and most Chinese characters are unknown to it: two
-    # Chinese sentences come out alike whatever they say.
+    # The bars of the search are set for its English cosines.
     languages: frozenset[str] = frozenset({"en"})
-    # The bars of the search are set for these cosines.
+    translated: frozenset[str] = frozenset({"zh"})
     scale: Mapping[Language, Scale] = {}
 
     def __init__(self, model: str, place: Place) -> None:
@@ -66,6 +70,7 @@ class MiniLMEmbeddings:
         self._place = place
         self._encoder: ctranslate2.Encoder | None = None
         self._tokenizer: Tokenizer | None = None
+        self._glosses: Glosses | None = None
         self.dimension = 384
         self.name = model or BUNDLED
 
@@ -83,23 +88,48 @@ class MiniLMEmbeddings:
         self._tokenizer = source.tokenizer()
         self._encoder = encoder
         self.dimension = source.dimension
-        # The digest is in the name, so that vectors cached under it belong to this very model.
+        # The digest is in the name, so that vectors cached under it belong to this very model. A
+        # change in how Chinese is read needs another name, too.
         self.name = f"{source.name}-int8-{digest[:12]}"
+        self._learn_chinese()
+
+    def _learn_chinese(self) -> None:
+        """Serve Chinese as well, where there is a dictionary and the model makes sense of it."""
+        self.languages, self.scale = frozenset({"en"}), {}
+        try:
+            self._glosses = Glosses.load()
+        except ProviderUnavailable as error:
+            self._glosses = None
+            log.warning("Chinese is searched by its words alone: %s", error)
+            return
+        self.scale = scales(lambda texts, query: self.embed(texts, query=query), ["zh"])
+        if self.scale:
+            self.languages = frozenset({"en", "zh"})
+        else:
+            self._glosses = None
 
     def close(self) -> None:
         self._encoder = None
         self._tokenizer = None
+        self._glosses = None
 
     def embed(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
-        encoder, tokenizer = self._encoder, self._tokenizer
+        encoder, tokenizer, glosses = self._encoder, self._tokenizer, self._glosses
         if encoder is None or tokenizer is None:
             raise EngineFailed(engine="embeddings")
+        said = texts if glosses is None else [glosses.read(text) for text in texts]
         # One by one: `encode_batch` starts a thread pool of its own. Half a surrogate pair, which
         # JSON can carry, is no text to the tokenizer.
-        encoded = [tokenizer.encode(text.encode("utf-8", "replace").decode()) for text in texts]
+        encoded = [tokenizer.encode(text.encode("utf-8", "replace").decode()) for text in said]
         vectors = np.empty((len(encoded), self.dimension), np.float32)
         for rows in _batches([len(item.ids) for item in encoded]):
             vectors[rows] = _embed_batch(encoder, [encoded[i] for i in rows])
+        # Chinese of which the dictionary leaves no word is like nothing: all of it looks the same.
+        lost = [
+            read is not text and not any(map(str.isalnum, read))
+            for text, read in zip(texts, said, strict=True)
+        ]
+        vectors[lost] = 0
         return vectors
 
 

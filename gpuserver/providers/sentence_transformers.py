@@ -7,8 +7,8 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -78,17 +78,11 @@ class SentenceTransformersEmbeddings:
     def load(self) -> None:
         folder = self._folder()
         transformers_logging.disable_progress_bar()
-        device = _device(self._place)
-        try:
+        device = device_of(self._place, "the embeddings")
+        with loading(folder, device, _unusable):
             self._encoder = SentenceTransformer(str(folder), device=device, local_files_only=True)
             self.scale = scales(lambda texts, query: self._batches(texts, query=query))
             digest = _digest(folder)
-        except _LOAD_ERRORS as error:
-            cause = error.__cause__ or error
-            if no_memory(cause):
-                memory = memory_of("cpu" if device == "cpu" else "cuda")
-                raise OutOfMemory(model=str(folder), device=memory) from error
-            raise _unusable(folder, _first_line(cause)) from error
         if not self.scale:
             raise _unusable(folder, "it can't tell which answer belongs to which question")
         self.languages = frozenset(self.scale)
@@ -168,10 +162,8 @@ class SentenceTransformersEmbeddings:
         if self._encoder is None:
             raise EngineFailed(engine="embeddings")
         encode = self._encoder.encode_query if query else self._encoder.encode_document
-        # Half a surrogate pair, which JSON can carry, is no text to a tokenizer.
-        clean = [text[:MAX_CHARS].encode("utf-8", "replace").decode() for text in texts]
         try:
-            found = encode(clean, batch_size=BATCH, show_progress_bar=False)
+            found = encode(list(map(readable, texts)), batch_size=BATCH, show_progress_bar=False)
         except (RuntimeError, ValueError, IndexError) as error:
             self._place.meter.failed()
             # Not its message, which may hold what a student asked.
@@ -188,15 +180,39 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit
 
 
-def _device(place: Place) -> str:
+# What the models of this library share
+
+
+def device_of(place: Place, whose: str) -> str:
+    """Where the library puts a model. Raises ProviderUnavailable."""
     if place.gpu is not None and torch.cuda.is_available():
         return f"cuda:{place.gpu}"
     if place.settings.device == "cuda":
         raise ProviderUnavailable(
-            problem="DEVICE is cuda, but there is no GPU that the embeddings can use.",
+            problem=f"DEVICE is cuda, but there is no GPU that {whose} can use.",
             fix="set DEVICE=auto or cpu, or install the GPU's driver.",
         )
     return "cpu"
+
+
+@contextmanager
+def loading(
+    folder: Path, device: str, unusable: Callable[[Path, str], ProviderUnavailable]
+) -> Iterator[None]:
+    """Makes of whatever a load in the block ends in OutOfMemory, or what `unusable` makes of it."""
+    try:
+        yield
+    except _LOAD_ERRORS as error:
+        cause = error.__cause__ or error
+        if no_memory(cause):
+            memory = memory_of("cpu" if device == "cpu" else "cuda")
+            raise OutOfMemory(model=str(folder), device=memory) from error
+        raise unusable(folder, _first_line(cause)) from error
+
+
+def readable(text: str) -> str:
+    """As much of a text as is read. Half a surrogate pair, which JSON can carry, is no text."""
+    return text[:MAX_CHARS].encode("utf-8", "replace").decode()
 
 
 # What a model is

@@ -35,6 +35,9 @@ PROVIDERS: Final[Mapping[Kind, Mapping[str, str]]] = {
         "numpy": "gpuserver.providers.numpy:NumpyIndex",
         "faiss": "gpuserver.providers.faiss:FaissIndex",
     },
+    "reranker": {
+        "sentence-transformers": "gpuserver.providers.cross_encoder:CrossEncoderReranker",
+    },
 }
 
 

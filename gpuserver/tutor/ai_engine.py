@@ -168,13 +168,15 @@ class AIEngine:
             raise NoSpeech
         return speech
 
-    async def retrieve(self, question: str, language: Language, kb_id: str | None) -> list[Passage]:
-        """Passages that answer the question, best first; [] when the material does not cover it.
+    async def retrieve(
+        self, question: str, language: Language, kb_id: str | None
+    ) -> tuple[list[Passage], list[Passage]]:
+        """Passages that answer the question, best first, and where none surely does those near it.
 
         Searched are the session's knowledge base, if it is known, and the tutor's own courses.
         """
         kb_ids = self._kb_ids(kb_id)
-        return await asyncio.to_thread(self._knowledge.search, question, language, kb_ids)
+        return await asyncio.to_thread(self._knowledge.find, question, language, kb_ids)
 
     async def likeness(
         self, sentence: str, others: Sequence[str], language: Language

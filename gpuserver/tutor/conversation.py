@@ -17,6 +17,14 @@ _POINTS_BACK: Final[dict[Language, re.Pattern[str]]] = {
     "en": re.compile(r"\b(it|its|they|them|their|these|those)\b", re.IGNORECASE),
     "zh": re.compile("它|这个|那个|这种|那种|这些|那些"),
 }
+# These mostly do, and may also lead to what follows ("Is there", "so that").
+_MAY_POINT_BACK: Final[dict[Language, re.Pattern[str]]] = {
+    "en": re.compile(
+        r"\b(that|this|others?|opposite|ones?|there|then|he|she|him|his|her|same|first|second|last)\b",
+        re.IGNORECASE,
+    ),
+    "zh": re.compile("他|她|这|那|其|另|还有|后来|结果|后者|前者"),
+}
 # Stems and characters that ask for more without saying of what.
 _STEMS: Final = (
     "and but so then again also writ us mak do work mean exampl cod creat try need say call one"
@@ -73,20 +81,24 @@ class Conversation:
         self._exchanges[-1] = after
         return True
 
-    def whole_question(self, question: str, language: Language) -> str:
+    def whole_question(self, question: str, language: Language, *, loosely: bool = False) -> str:
         """The question made whole: a follow-up carries the topic it refers to.
 
         "And how do I write one?" after "What is a list?" becomes "And how do I write one? (Lists)".
-        A question with a subject of its own stays as it is: it may be about anything.
+        A question with a subject of its own stays as it is: it may be about anything. `loosely`
+        takes "and the other one" for a follow-up too, for a question that finds nothing by itself.
         """
         topic = next((e.topic for e in reversed(self._exchanges) if e.topic), "")
         if not topic:
             return question
         own = own_words(question)
-        points_back = _POINTS_BACK[language].search(question) is not None
+        points_back = _POINTS_BACK[language].search(question) or (
+            loosely and _MAY_POINT_BACK[language].search(question)
+        )
         if own and not (points_back and len(own) <= _OWN_WORDS[language]):
             return question
-        return f"{question} ({topic})"
+        # The chapters above it are about much else.
+        return f"{question} ({topic.rsplit(' › ', 1)[-1]})"
 
 
 def own_words(question: str) -> list[str]:

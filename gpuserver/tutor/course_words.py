@@ -80,9 +80,12 @@ class CourseWords:
         entry.made_at = self._clock()
 
     async def _make(self, kb_ids: tuple[str, ...]) -> Vocabulary:
+        # One that is deleted meanwhile is still one whose words these are.
+        kb_ids = tuple(kb_id for kb_id in kb_ids if self._knowledge.known(kb_id))
         vocabulary = await asyncio.to_thread(self._knowledge.vocabulary, kb_ids)
         if self._tts is not None:
             spoken = await self._tts.pronounce(vocabulary.words)
             vocabulary = replace(vocabulary, pronunciations=spoken)
         await self._asr.prepare(vocabulary)
+        await asyncio.to_thread(self._knowledge.listened_for, vocabulary, kb_ids)
         return vocabulary

@@ -108,10 +108,19 @@ def _rows(text: str) -> Iterable[tuple[int, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a tutor made of a question: the passages it found, best first, and its answer."""
+    """What a tutor made of a question: the passages it found, best first, and its answer.
+
+    Where it declined there are none, and `near` are those that it named as worth a look.
+    """
 
     passages: Sequence[Passage]
     answer: str
+    near: Sequence[Passage] = ()
+
+    @property
+    def shown(self) -> Sequence[Passage]:
+        """What the student may open."""
+        return self.passages or self.near
 
 
 Ask = Callable[[EvalQuestion], Awaitable[Reply]]
@@ -132,7 +141,8 @@ class Scores:
     refused_inside: int = 0
 
     def recall(self, k: int) -> float | None:
-        """Share of the inside questions with a right passage among the first 1, 3 or 5."""
+        """Share of the inside questions with a right passage among the first 1, 3 or 5 shown,
+        those shown beside a refusal included."""
         return _share(self.found_at[k], self.asked)
 
     @property
@@ -147,7 +157,7 @@ class Scores:
 
     @property
     def refusal_rate(self) -> float | None:
-        """Share of the outside questions that found no passage."""
+        """Share of the outside questions that no passage was taken to answer."""
         return _share(self.refused, self.outside)
 
 
@@ -186,7 +196,7 @@ async def evaluate(
     by_language = {language: Scores() for language in LANGUAGES}
     for question in questions:
         reply = await ask(question)
-        ranks = (rank for rank, p in enumerate(reply.passages, start=1) if question.fits(p))
+        ranks = (rank for rank, p in enumerate(reply.shown, start=1) if question.fits(p))
         rank = next(ranks, 0)
         right, wrong = _markers(question, reply, supports)
         for scores in (everything, by_language[question.language]):
@@ -195,7 +205,7 @@ async def evaluate(
             scores.markers += right + wrong
         failed = bool(reply.passages) if question.outside else rank != 1
         if failed or wrong:
-            headings = tuple(passage.heading for passage in reply.passages)
+            headings = tuple(passage.heading for passage in reply.shown)
             poor.append(Poor(question, rank, wrong, headings))
     poor.sort(key=_badness)
     used = {language: s for language, s in by_language.items() if s.asked or s.outside}

@@ -26,9 +26,13 @@ class Recognised:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The passages the answer may cite, in the order of their numbers, from 1; before any text."""
+    """The passages the answer may cite, in the order of their numbers, from 1; before any text.
+
+    Where the material does not surely answer, there are none, and `near` are worth a look.
+    """
 
     passages: Sequence[Passage]
+    near: Sequence[Passage] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,8 +167,7 @@ def _configured(settings: Settings, catalogue: Catalogue) -> Iterator[RuntimeKey
     for tutor in (*catalogue, *map(catalogue.resolve, settings.tutor_overrides)):
         yield from catalogue.runtime_keys(tutor).values()
         yield from catalogue.fallback_keys(tutor)
-    yield catalogue.embeddings_key
-    yield catalogue.index_key
+    yield from catalogue.shared_keys.values()
 
 
 def _in_folder(models: Path, model: str) -> Path | None:

@@ -30,7 +30,7 @@ from gpuserver.providers import (
     Transcript,
     Waiting,
 )
-from gpuserver.providers.extractive import NOT_COVERED
+from gpuserver.providers.extractive import not_covered
 from gpuserver.smalltalk import is_small_talk
 from gpuserver.tutor import events, prompts
 from gpuserver.tutor.ai_engine import AIEngine
@@ -220,8 +220,7 @@ class Turn:
             self.mark("transcript")
             await self._sink.write(events.Recognised(transcript))
         language = detect(self._asked, language)
-        whole = self._conversation.whole_question(self._asked, language)
-        passages = await self._retrieve(whole, language)
+        whole, passages, near = await self._retrieve(language)
         messages = prompts.messages(
             self._engine.tutor, self._conversation, passages, self._asked, language
         )
@@ -232,17 +231,28 @@ class Turn:
             language,
             self._engine.tutor.sampling.sampling(),
             self._engine.adapter,
+            near=near,
         )
 
-    async def _retrieve(self, question: str, language: Language) -> list[Passage]:
+    async def _retrieve(self, language: Language) -> tuple[str, list[Passage], list[Passage]]:
+        """The question made whole, and the passages that answer it, or those near it where none
+        surely does."""
+        question = self._conversation.whole_question(self._asked, language)
         if is_small_talk(question, language):
-            return []
-        passages = await self._engine.retrieve(question, language, self._kb_id)
+            return question, [], []
+        passages, near = await self._engine.retrieve(question, language, self._kb_id)
+        if not passages:
+            follows = self._conversation.whole_question(self._asked, language, loosely=True)
+            if follows != question:
+                passages, _ = await self._engine.retrieve(follows, language, self._kb_id)
+                question = follows if passages else question
+        near = near if not passages and own_words(question) else []
         self.mark("passages")
         if passages:
             self._topic = passages[0].heading
-            await self._sink.write(events.Sources(passages))
-        return passages
+        if passages or near:
+            await self._sink.write(events.Sources(passages, near))
+        return question, passages, near
 
     def _voice(self, stages: asyncio.TaskGroup, language: Language) -> Voice | None:
         """What speaks the answer; None for one in writing only."""
@@ -284,7 +294,7 @@ class Turn:
         asks = own_words(question) and not is_small_talk(question, request.language)
         outside = bool(asks) and not request.passages
         if outside and self._engine.declines:
-            return _declined(request.language)
+            return _declined(request)
         self._written.beyond = outside and self._engine.tutor.outside == "general"
         return self._engine.generate(request)
 
@@ -384,5 +394,5 @@ class Turn:
         return heard
 
 
-async def _declined(language: Language) -> AsyncGenerator[Piece, None]:
-    yield Delta(NOT_COVERED[language])
+async def _declined(request: Request) -> AsyncGenerator[Piece, None]:
+    yield Delta(not_covered(request))

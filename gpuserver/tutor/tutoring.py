@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from gpuserver.config import Settings
 from gpuserver.errors import ConfigurationError, FolderNotWritable, NotReady, known_cause
 from gpuserver.knowledge.knowledge_bases import KnowledgeBases
+from gpuserver.knowledge.reranking import Reranking
 from gpuserver.machine import Machine
 from gpuserver.metrics import Metrics
 from gpuserver.observability import get_logger
@@ -31,7 +33,7 @@ log = get_logger(__name__)
 class Condition:
     """Which of the default tutor's models don't work, by kind, and why.
 
-    `degraded` are those that another one stands in for.
+    `degraded` are those that another one stands in for, or that an answer can do without.
     """
 
     failing: dict[Kind, str]
@@ -46,6 +48,10 @@ class Progress:
     done: int = 0
     total: int = 0
     ready: bool = False
+
+
+class _Stopped(Exception):
+    """The server ends while it indexes its courses."""
 
 
 class Tutoring:
@@ -86,6 +92,7 @@ class Tutoring:
         self._prober = Prober(self.runtimes, settings.first_token_timeout_seconds)
         self._held: list[RuntimeKey] = []
         self._knowledge: KnowledgeBases | None = None
+        self._reranking: Reranking | None = None
         self._engines: Engines | None = None
         self._loaded = asyncio.Event()
 
@@ -137,17 +144,17 @@ class Tutoring:
     def condition(self) -> Condition:
         """How the default tutor's models are, at once."""
         default = self.catalogue.default
-        keys = {
-            **self.catalogue.runtime_keys(default),
-            "embeddings": self.catalogue.embeddings_key,
-            "index": self.catalogue.index_key,
-        }
+        keys = {**self.catalogue.runtime_keys(default), **self.catalogue.shared_keys}
         problems = {kind: self.runtimes.problem(key) for kind, key in keys.items()}
         failing = {kind: problem for kind, problem in problems.items() if problem}
         degraded: dict[Kind, str] = {}
         fallbacks = self.catalogue.fallback_keys(default)
         if "llm" in failing and any(not self.runtimes.problem(key) for key in fallbacks):
             degraded["llm"] = failing.pop("llm")
+        told = self._reranking.problem if self._reranking is not None else ""
+        unranked = failing.pop("reranker", told)
+        if unranked:
+            degraded["reranker"] = unranked
         return Condition(failing, degraded)
 
     async def load(self) -> None:
@@ -189,19 +196,30 @@ class Tutoring:
     async def _index(self) -> KnowledgeBases:
         embeddings = await self._hold(self.catalogue.embeddings_key)
         index = await self._hold(self.catalogue.index_key)
+        if (reranker := self.catalogue.reranker_key) is not None:
+            self._reranking = Reranking(await self._hold(reranker))
         loop = asyncio.get_running_loop()
+        stopping = threading.Event()
 
         def indexed(done: int, total: int) -> None:
+            if stopping.is_set():
+                raise _Stopped
             loop.call_soon_threadsafe(self._report, "course", done, total)
 
         def open_knowledge() -> KnowledgeBases:
             # Kept at once: whatever becomes of the load, `close` closes its files.
             self._knowledge = KnowledgeBases.open(
-                self.catalogue.courses, embeddings, self._data_dir, indexed, index, self._settings
+                self.catalogue.courses,
+                embeddings,
+                self._data_dir,
+                indexed,
+                index,
+                self._settings,
+                reranking=self._reranking,
             )
             return self._knowledge
 
-        knowledge = await finish_in_thread(open_knowledge)
+        knowledge = await finish_in_thread(open_knowledge, hurry=stopping.set)
         for tutor in self.catalogue:
             for kb_id in tutor.knowledge:
                 if not knowledge.known(kb_id):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from gpuserver.config import Settings
 from gpuserver.errors import ConfigurationError, TutorNotFound
-from gpuserver.knowledge.info import is_id
+from gpuserver.knowledge.info import is_id, is_reserved
 from gpuserver.language import Language
 from gpuserver.providers import Kind, RuntimeKey, Sampling
 from gpuserver.providers.table import find
@@ -27,6 +27,7 @@ _EMBEDDED: Final[Mapping[Kind, str]] = {
     "vad": "silero",
     "embeddings": "minilm",
     "index": "numpy",
+    "reranker": "none",
 }
 _LARGE: Final[Mapping[Kind, str]] = {
     "llm": "vllm",
@@ -35,9 +36,10 @@ _LARGE: Final[Mapping[Kind, str]] = {
     "vad": "silero",
     "embeddings": "sentence-transformers",
     "index": "numpy",
+    "reranker": "sentence-transformers",
 }
 _TAKES_NO_MODEL: Final = frozenset({"extractive", "silero", "numpy"})
-_MAY_BE_NONE: Final = frozenset({"asr", "tts"})
+_MAY_BE_NONE: Final = frozenset({"asr", "tts", "reranker"})
 
 
 class Engine(BaseModel):
@@ -145,6 +147,8 @@ class Catalogue:
         if self._default not in self._tutors:
             raise _bad(file, f"the default tutor {self._default} is not listed")
         self.courses = {name: (file.parent / path) for name, path in content.courses.items()}
+        for name in filter(is_reserved, self.courses):
+            raise _bad(file, f"no course can be called {name!r}, as a part of the API is")
         for tutor in content.tutors:
             for course in tutor.knowledge:
                 if course not in self.courses and not is_id(course):
@@ -156,8 +160,8 @@ class Catalogue:
             tutor = self.resolve(tutor_id)
             for key in (*self.runtime_keys(tutor).values(), *self.fallback_keys(tutor)):
                 factory(key)
-        factory(self.embeddings_key)
-        factory(self.index_key)
+        for key in self.shared_keys.values():
+            factory(key)
 
     def __iter__(self) -> Iterator[Tutor]:
         return iter(self._tutors.values())
@@ -214,6 +218,18 @@ class Catalogue:
         """What searches the vectors of all courses."""
         return self._key("index")
 
+    @property
+    def reranker_key(self) -> RuntimeKey | None:
+        """What reads the best passages of all courses again; None: nothing does."""
+        key = self._key("reranker")
+        return None if key.provider == "none" else key
+
+    @property
+    def shared_keys(self) -> dict[Kind, RuntimeKey]:
+        """All that courses are searched with, whichever tutor asks."""
+        keys = (self.embeddings_key, self.index_key, self.reranker_key)
+        return {key.kind: key for key in keys if key is not None}
+
     def _key(self, kind: Kind, own: Engine = _UNNAMED, tutor_id: int | None = None) -> RuntimeKey:
         override = {} if tutor_id is None else self._settings.tutor_overrides.get(tutor_id, {})
         usual_name = getattr(self._settings, f"{kind}_provider", "")
@@ -232,8 +248,9 @@ class Catalogue:
             return name
         if kind == "llm" and self._settings.llm_base_url:
             return "openai"
-        large = model and self._settings.profile != "embedded"
-        return (_LARGE if large else _EMBEDDED)[kind]
+        # Where nothing small can stand in, a model that is named is wanted whatever the profile.
+        can = self._settings.profile != "embedded" or _EMBEDDED[kind] == "none"
+        return (_LARGE if model and can else _EMBEDDED)[kind]
 
     def _adapters_of(self, tutors: Iterable[Tutor]) -> dict[RuntimeKey, tuple[str, ...]]:
         """The adapters of all tutors on one model: loaded once, it has room for each."""

@@ -51,14 +51,19 @@ export class Answer {
     return this.#item;
   }
 
-  /** The passages that the answer may cite. @param {Source[]} passages */
-  sources(passages) {
-    if (!passages.length) return;
+  /**
+   * The passages that the answer may cite, or those near a question that none of them surely answers.
+   * @param {Source[]} passages @param {Source[]} near
+   */
+  sources(passages, near) {
+    // Numbers are for what the answer cites.
+    const shown = passages.length ? passages : near.map((passage) => ({ ...passage, n: undefined }));
+    if (!shown.length) return;
     this.#sources = passages;
     const section = node('section', 'sources');
-    say(section.appendChild(node('h3')), 'talk.sources');
+    say(section.appendChild(node('h3')), passages.length ? 'talk.sources' : 'talk.near');
     this.#list = section.appendChild(node('ul'));
-    this.#list.append(...passages.map((passage) => sourceItem(passage, this.#on.read)));
+    this.#list.append(...shown.map((passage) => sourceItem(passage, this.#on.read)));
     this.#item.insertBefore(section, this.#foot);
     if (this.#text) this.#draw();
     this.#on.grew();
@@ -262,7 +267,7 @@ function thumbIcon() {
 /** @param {Source} source @param {(source: Source) => void} read */
 function sourceItem(source, read) {
   const item = node('li', 'source');
-  item.dataset.n = source.n;
+  if (source.n) item.dataset.n = source.n;
   if (source.url) item.append(sourceLink(source, read));
   else item.append(quotedSource(source));
   return item;

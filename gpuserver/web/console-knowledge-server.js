@@ -11,7 +11,8 @@ import { answer, bearer, refusal, refused, request, Refusal } from './console-se
  *   done: number, total: number, bytes: number, pages: number | null, passages: number,
  *   empty_pages: number[], problem: Problem | null, updated_at: string, answers: boolean}} Document
  * @typedef {{document: string, heading: string, page: number | null, text: string, similarity: number,
- *   by_meaning: number | null, by_words: number, by_heading: number, covered: boolean}} Found
+ *   by_meaning: number | null, by_words: number, by_heading: number,
+ *   by_reranker: number | null, covered: boolean}} Found
  */
 
 const BASES = 'mgmt/v1/knowledge-bases';

@@ -84,7 +84,7 @@ const en = {
   'trial.ask': 'Search',
   'trial.asking': 'Searching',
   'trial.covered': 'The tutor would answer from this.',
-  'trial.uncovered': 'Nothing reaches the bar: the tutor would say that the course doesn’t cover this.',
+  'trial.uncovered': 'Nothing reaches the bar: the tutor would say that the course doesn’t clearly cover this, and name what is near.',
   'trial.nothing': 'Nothing fits this question at all: the tutor would say that the course doesn’t cover this.',
   'trial.bar': 'The bar. Where nothing stands above it, the tutor says that the course doesn’t cover the question.',
   'trial.found': 'What was found',
@@ -92,6 +92,7 @@ const en = {
   'trial.by_meaning': 'Meaning',
   'trial.by_words': 'Words',
   'trial.by_heading': 'Heading',
+  'trial.by_reranker': 'Read again',
   'trial.share': '{percent} %',
   'trial.unmeasured': 'not measured in this language',
 
@@ -187,7 +188,7 @@ const zh = {
   'trial.ask': '查找',
   'trial.asking': '正在查找',
   'trial.covered': '导师会根据这些内容回答。',
-  'trial.uncovered': '没有内容达到门槛：导师会说课程里没有讲到。',
+  'trial.uncovered': '没有内容达到门槛：导师会说课程里没有明确讲到，并指出接近的内容。',
   'trial.nothing': '没有任何内容符合这个问题：导师会说课程里没有讲到。',
   'trial.bar': '门槛：如果没有内容在此线之上，导师会说课程里没有讲到。',
   'trial.found': '找到的内容',
@@ -195,6 +196,7 @@ const zh = {
   'trial.by_meaning': '语义',
   'trial.by_words': '词语',
   'trial.by_heading': '标题',
+  'trial.by_reranker': '重读评分',
   'trial.share': '{percent}%',
   'trial.unmeasured': '此语言不计算',
 

@@ -83,7 +83,8 @@ function foundItem(passage) {
   if (heading && heading !== name) head.append(node('span', 'heading', heading));
   if (page !== null) say(head.appendChild(node('span', 'page')), 'talk.page', { page });
   const why = item.appendChild(node('ul', 'why'));
-  why.append(share('trial.whole', passage.similarity, 'whole'), ...WHY.map((name) => share(`trial.${name}`, passage[name], name)));
+  const reasons = typeof passage.by_reranker === 'number' ? ['by_reranker', ...WHY] : WHY;
+  why.append(share('trial.whole', passage.similarity, 'whole'), ...reasons.map((name) => share(`trial.${name}`, passage[name], name)));
   const text = item.appendChild(node('blockquote'));
   text.lang = languageOf(passage.text);
   text.append(render(passage.text));

@@ -11,6 +11,7 @@ export const PROVIDERS = {
   asr: ['faster-whisper', 'pocketsphinx'],
   tts: ['coqui', 'espeak'],
   embeddings: ['sentence-transformers', 'minilm'],
+  reranker: ['sentence-transformers'],
 };
 
 /** The form and what stands below it. `looked` is called when the table has something new. */

@@ -86,6 +86,7 @@ const en = {
   'kind.vad': 'Notices speech',
   'kind.embeddings': 'Compares meaning',
   'kind.index': 'Finds passages',
+  'kind.reranker': 'Judges passages',
 
   'load.title': 'Load a model',
   'load.kind': 'What for',
@@ -197,6 +198,7 @@ const zh = {
   'kind.vad': '察觉说话',
   'kind.embeddings': '比较语义',
   'kind.index': '查找段落',
+  'kind.reranker': '评判段落',
 
   'load.title': '加载模型',
   'load.kind': '用途',

@@ -236,7 +236,7 @@ export class Room {
     });
     onTurn('notice', ({ answer }, message) => answer.notice(message, message.replayed));
     onTurn('thought.delta', ({ answer }, { content }) => answer.thought(content));
-    onTurn('sources', ({ answer }, { passages }) => answer.sources(passages));
+    onTurn('sources', ({ answer }, { passages, near = [] }) => answer.sources(passages, near));
     onTurn('text.delta', ({ answer }, { content }) => answer.delta(content));
     onTurn('text', ({ answer }, { content, replayed }) => answer.whole(content, replayed));
     onTurn('audio.delta', (_turn, message) => this.#onSound(message));

@@ -71,14 +71,14 @@ export class SourcePanel {
   }
 }
 
-/** What a source is called: its number, document, heading and page. @param {Partial<Source>} source */
+/** What a source is called: its number, if it has one, document, heading and page. @param {Partial<Source>} source */
 export function sourceTitle({ n, document: name, heading, page }) {
   const title = node('span', 'title');
   title.append(node('span', 'document', name));
   // A document without headings is named twice.
   if (heading && heading !== name) title.append(node('span', 'heading', heading));
   if (page !== null && page !== undefined) say(title.appendChild(node('span', 'page')), 'talk.page', { page });
-  return [node('span', 'number', String(n)), title];
+  return n ? [node('span', 'number', String(n)), title] : [title];
 }
 
 function part(className, key, text) {

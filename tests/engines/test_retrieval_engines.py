@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +23,13 @@ from gpuserver.knowledge.knowledge_bases import KnowledgeBases
 from gpuserver.metrics import Meter
 from gpuserver.providers import Place, RuntimeKey, faiss, minilm
 from gpuserver.providers.calibration import PAIRS
+from gpuserver.providers.coarse import candidates
 from gpuserver.providers.faiss import FaissIndex
 from gpuserver.providers.minilm import MiniLMEmbeddings
 from gpuserver.providers.numpy import NumpyIndex
 from gpuserver.providers.sentence_transformers import SentenceTransformersEmbeddings
 from gpuserver.providers.table import find
+from tests import vectors as made
 from tests.retrieval import read, run
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -146,8 +148,10 @@ async def test_it_is_the_model_that_ships(
     assert vectors.shape == (3, real.dimension) == (3, ours.dimension)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert (vectors * ours.embed(TEXTS)).sum(axis=1).min() > 0.99
-    # It knows no Chinese, and its cosines are those that the bars are set for.
-    assert real.languages == ours.languages == {"en"}
+    # It knows no Chinese, which ours is read as English; and its cosines are those that the bars
+    # are set for.
+    assert real.languages == {"en"}
+    assert ours.languages == {"en", "zh"}
     assert real.scale["en"].factor == pytest.approx(1, abs=0.03)
     assert real.scale["en"].offset == pytest.approx(0, abs=0.02)
     assert real.name.startswith("all-MiniLM-L6-v2-")
@@ -295,9 +299,10 @@ def test_a_model_of_crowded_cosines_declines_as_much(
     report = run(knowledge, ["python"], "en", read(DATA / "questions.en.jsonl"))
     assert report.recall_at_3 >= 0.95, report
     assert declined(knowledge) >= 18
-    # Without the scale the bar declines nothing.
+    # Without the scale all is near: the bar lets through what it is there to decline, but for short
+    # questions of strange words.
     crowded.scale = {}
-    assert declined(knowledge) <= 2
+    assert declined(knowledge) <= 6
     crowded.close()
 
 
@@ -342,6 +347,60 @@ def test_of_many_rows_it_gives_the_nearest(index: FaissIndex) -> None:
     nearest = np.argsort(-exact)[: faiss.NEAREST]
     np.testing.assert_allclose(found[nearest], exact[nearest], atol=1e-5)
     assert np.count_nonzero(found) == faiss.NEAREST
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Iterator[FaissIndex]:
+    """On a CPU, so that it looks at codes from 1001 rows on."""
+    index = FaissIndex("", place(tmp_path, device="cpu"), exact_rows=1000)
+    index.load()
+    yield index
+    index.close()
+
+
+@pytest.mark.parametrize("make", [made.topics, made.one_sided, made.unit])
+def test_of_codes_it_finds_the_nearest_and_compares_them_exactly(
+    large: FaissIndex, make: Callable[[int, int], NDArray[np.float32]]
+) -> None:
+    matrix = make(20_000, 384)
+    vectors = large.hold(matrix)
+    assert made.recall(vectors, matrix, made.about(matrix[::500], seed=2)) >= 0.99
+    assert made.recall(vectors, matrix, made.unit(40, 384, seed=3)) >= 0.99
+    assert np.count_nonzero(vectors.cosines(matrix[0])) == candidates(20_000)
+
+
+@pytest.mark.parametrize(("rows", "dimension"), [(1000, 384), (5000, 32), (5000, 385)])
+def test_what_has_no_codes_is_searched_exactly(
+    large: FaissIndex, rows: int, dimension: int
+) -> None:
+    matrix, (query,) = made.unit(rows, dimension), made.unit(1, dimension, seed=2)
+    nearest = np.count_nonzero(large.hold(matrix).cosines(query))
+    assert nearest == min(rows, faiss.NEAREST) != candidates(rows)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 31, 33])
+def test_few_rows_may_have_codes(tmp_path: Path, rows: int) -> None:
+    index = FaissIndex("", place(tmp_path, device="cpu"), exact_rows=0)
+    index.load()
+    matrix = made.unit(rows, 384)
+    assert int(index.hold(matrix).cosines(matrix[-1]).argmax()) == rows - 1
+    index.close()
+
+
+@pytest.mark.parametrize("damage", [np.nan, 1e20])
+def test_damaged_rows_do_not_hide_those_that_have_codes(large: FaissIndex, damage: float) -> None:
+    matrix = made.topics(20_000, 384)
+    query = made.about(matrix[101:102], seed=2)[0]
+    matrix[::200] = damage
+    assert large.hold(matrix).cosines(query)[101] == pytest.approx(matrix[101] @ query, abs=1e-5)
+
+
+def test_codes_too_are_let_go(large: FaissIndex) -> None:
+    matrix = made.unit(2000, 384)
+    vectors = large.hold(matrix)
+    large.close()
+    with pytest.raises(EngineFailed):
+        vectors.cosines(matrix[0])
 
 
 def test_threads_search_at_once(index: FaissIndex) -> None:
