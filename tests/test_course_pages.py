@@ -8,6 +8,7 @@ from urllib.parse import quote
 from playwright.sync_api import Page
 from reportlab.pdfgen.canvas import Canvas
 
+from tests import courses
 from tests.browser import WRITTEN, Classroom, ask, fixtures, in_browser
 
 browser, classroom = fixtures
@@ -15,6 +16,12 @@ browser, classroom = fixtures
 FILLER = "Lens number {n} hangs in the cupboard of room {room} and is counted every summer."
 LAW = "Refraction is the bending of light at the border between two media."
 QUESTION = "What is refraction?"
+REAL = {
+    "physics.pdf": ("Which bridge was destroyed by the wind?", "Resonance"),
+    "biology.pptx": ("How many chromosomes are in a sperm?", "meiosis"),
+    "chemistry.docx": ("什么是催化剂？", "催化剂"),
+}
+"""Documents, and what one asks of each, with its heading."""
 
 
 def booklet(target: Path) -> Path:
@@ -91,3 +98,26 @@ def test_a_document_is_uploaded_tried_asked_about_and_opened_at_its_page(
     room.click(".answer:last-child .cite >> nth=0")
     room.wait_for_selector("#passage .passage-gone")
     assert LAW in room.inner_text("#passage .cited").replace("\n", " ")
+
+
+@in_browser
+def test_three_real_courses_are_dropped_on_the_page_and_answer(classroom: Classroom) -> None:
+    page = classroom.page()
+    page.goto(f"{classroom.url}/console")
+    page.wait_for_selector("#knowledge:not([hidden])")
+    files = [courses.built()[name] for name in REAL]
+    page.set_input_files("#drop-files", files)
+    page.fill("#base-title", "School")
+    page.keyboard.press("Enter")
+    for name in REAL:
+        page.wait_for_selector(f".doc[data-state=ready]:has-text('{name}')", timeout=120_000)
+    room = entered(classroom, page, "school")
+    for question, heading in REAL.values():
+        before = room.locator(".answer").count()
+        ask(room, question)
+        room.locator(".answer").nth(before).wait_for()
+        room.wait_for_selector(f"{WRITTEN} .cite", timeout=60_000)
+        assert heading in room.inner_text(".answer:last-child .source-link >> nth=0")
+    page.click("#base-delete")
+    page.click("#sure .danger")
+    page.wait_for_selector(".card-base[data-id=school]", state="detached")
