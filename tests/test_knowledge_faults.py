@@ -201,6 +201,21 @@ async def test_a_held_file_is_busy_and_not_damaged(school: School) -> None:
         assert {one.state for one in await school.indexed("physics")} == {"ready"}
 
 
+async def test_many_who_ask_for_a_held_file_wait_together(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_file, "BUSY_SECONDS", 1.0)
+    async with school.open() as knowledge:
+        folder = await physics(school)
+        (info,) = knowledge.documents("physics")
+        with held(folder):
+            async with asyncio.timeout(5):  # one after another they would take eight seconds
+                asked = [knowledge.text("physics", info.id) for _ in range(8)]
+                told = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(one) for one in told} == {KnowledgeBaseBusy}
+        assert await knowledge.text("physics", info.id) == MECHANICS
+
+
 @pytest.mark.usefixtures("impatient")
 async def test_a_document_waits_for_a_file_that_is_held(
     school: School, monkeypatch: pytest.MonkeyPatch

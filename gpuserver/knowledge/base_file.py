@@ -6,6 +6,7 @@ import hashlib
 import os
 import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -160,12 +161,27 @@ class BaseFile:
             raise KnowledgeBaseDamaged(kb_id=self._kb_id) from error
 
     @contextmanager
+    def _alone(self) -> Iterator[float]:
+        """One call at a time; seconds that it may still wait for other processes.
+
+        Whoever waits behind a call that waits does not wait anew: each has one of the threads that
+        students' searches need as well.
+        """
+        began = time.monotonic()
+        if not self._lock.acquire(timeout=BUSY_SECONDS):
+            raise KnowledgeBaseBusy(kb_id=self._kb_id)
+        try:
+            yield max(0.0, BUSY_SECONDS - (time.monotonic() - began))
+        finally:
+            self._lock.release()
+
+    @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._told():
+        with self._alone() as patience, self._told():
             if self._closed:
                 raise KnowledgeBaseNotFound(kb_id=self._kb_id)
             address = f"file:{quote(str(self._path))}?mode=rw"
-            db = sqlite3.connect(address, timeout=BUSY_SECONDS, isolation_level=None, uri=True)
+            db = sqlite3.connect(address, timeout=patience, isolation_level=None, uri=True)
             try:
                 # The file of an older upload is unlinked once the newer one is committed.
                 db.execute("PRAGMA synchronous = FULL")
