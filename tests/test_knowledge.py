@@ -281,7 +281,7 @@ def test_knowledge_bases(tmp_path: Path) -> None:
     bases = KnowledgeBases.open({"a": root, "b": SHIPPED}, WordEmbeddings(), tmp_path, quiet)
     assert bases.known("a")
     assert not bases.known("c")
-    (found,) = bases.search("while loop", "en", ["a", "c"])
+    (found,) = bases.find("while loop", "en", ["a", "c"])[0]
     assert (found.kb_id, found.id) == ("a", "en/05-loops#the-while-loop")
     small = bases.vocabulary(["a", "c"])
     assert bases.vocabulary(["a"]) is small

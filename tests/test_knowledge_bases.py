@@ -55,7 +55,7 @@ async def test_an_id_is_never_a_path(school: School, kb_id: str) -> None:
         with pytest.raises(KnowledgeBaseNotFound):
             await knowledge.delete(kb_id)
         assert not knowledge.known(kb_id)
-        assert knowledge.search("gravity", "en", [kb_id]) == []
+        assert knowledge.find("gravity", "en", [kb_id])[0] == []
         assert sorted(school.folder.parent.rglob("*")) == before
 
 
@@ -105,7 +105,7 @@ async def test_an_upload_becomes_searchable(school: School) -> None:
         assert (ready.state, ready.id, ready.passages, ready.pages) == ("ready", queued.id, 2, 2)
         assert ready.answers
         assert len(ready.id) == 16
-        (found,) = knowledge.search("what pulls an apple", "en", ["physics"])[:1]
+        (found,) = knowledge.find("what pulls an apple", "en", ["physics"])[0][:1]
         assert (found.document, found.document_id, found.n, found.page) == (
             "mechanics", ready.id, 2, 2,
         )  # fmt: skip
@@ -476,7 +476,7 @@ async def test_a_restart_embeds_nothing_again(school: School) -> None:
         assert knowledge.base("physics") == base
         assert knowledge.documents("physics") == infos
         assert school.find("friction of a sledge")
-        assert knowledge.search("苹果为什么下落", "zh", ["physics"])
+        assert knowledge.find("苹果为什么下落", "zh", ["physics"])[0]
         assert (school.embeddings.texts, school.reader.read) == ([], [])
 
 
@@ -506,7 +506,7 @@ async def test_a_base_holds_what_is_its_own(school: School) -> None:
             await school.indexed(kb_id)
         for question in ("canary zanzibar sings", "notes", "dawn"):
             for kb_ids in (["physics"], ["physics", "python"], [], ["Secret"], ["secret/"]):
-                found = knowledge.search(question, "en", kb_ids)
+                found = knowledge.find(question, "en", kb_ids)[0]
                 assert not {p.kb_id for p in found} - set(kb_ids)
                 assert not any("Canary" in p.text for p in found)
                 assert not any(
@@ -545,7 +545,7 @@ async def test_a_course_can_be_looked_into(school: School) -> None:
         infos = knowledge.documents("python")
         assert base.documents == len(infos) > 10
         assert sum(info.passages for info in infos) == base.passages
-        (found, *_) = knowledge.search("what is a list", "en", ["python"])
+        (found, *_) = knowledge.find("what is a list", "en", ["python"])[0]
         it, _, _ = await knowledge.passage("python", found.document_id, found.n)
         assert it.text == found.text
         assert found.text in await knowledge.text("python", found.document_id)

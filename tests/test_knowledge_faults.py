@@ -22,6 +22,7 @@ from gpuserver.course_errors import (
 )
 from gpuserver.errors import KnowledgeBaseNotFound, ProviderUnavailable
 from gpuserver.knowledge import base_file, disk, indexing, opening, uploaded_base
+from gpuserver.knowledge.info import DocumentInfo
 from gpuserver.knowledge.vector_store import VectorStore
 from gpuserver.providers import Vocabulary
 from gpuserver.providers.numpy import NumpyIndex, NumpyVectors
@@ -168,6 +169,14 @@ async def test_the_server_stops_between_two_batches_of_its_first_indexing(
 # Another process
 
 
+async def being_indexed(school: School, name: str) -> DocumentInfo:
+    """A document of "physics" whose texts wait to be embedded."""
+    school.embeddings.gate.clear()
+    info = await school.upload("physics", name, OPTICS)
+    await school.until(lambda: school.knowledge.document("physics", info.id).state == "indexing")
+    return info
+
+
 @contextmanager
 def held(folder: Path, how: str = "BEGIN EXCLUSIVE") -> Iterator[None]:
     """Another process has the file of a base, as a backup does."""
@@ -223,9 +232,7 @@ async def test_a_document_waits_for_a_file_that_is_held(
     monkeypatch.setattr(indexing, "BUSY_TRIES", 1000)
     async with school.open() as knowledge:
         folder = await physics(school)
-        school.embeddings.gate.clear()
-        info = await school.upload("physics", "optics.txt", OPTICS)
-        await school.until(lambda: knowledge.document("physics", info.id).state == "indexing")
+        info = await being_indexed(school, "optics.txt")
         with held(folder, "BEGIN"):
             school.embeddings.gate.set()
             await asyncio.sleep(0.2)
@@ -260,9 +267,7 @@ async def test_a_document_does_not_wait_for_ever(
     monkeypatch.setattr(indexing, "BUSY_TRIES", 2)
     async with school.open() as knowledge:
         folder = await physics(school)
-        school.embeddings.gate.clear()
-        info = await school.upload("physics", "notes.txt", OPTICS)
-        await school.until(lambda: knowledge.document("physics", info.id).state == "indexing")
+        info = await being_indexed(school, "notes.txt")
         with held(folder, "BEGIN"):
             school.embeddings.gate.set()
             (failed,) = await school.indexed("physics")

@@ -401,7 +401,7 @@ async def test_a_base_goes_out_and_comes_in(school: School) -> None:
             infos = await school.indexed(wanted)
             assert [info.name for info in infos] == ["notes.txt", "中文.txt"]
             assert school.find("friction of a sledge", wanted)
-            assert knowledge.search("苹果为什么下落", "zh", [wanted])
+            assert knowledge.find("苹果为什么下落", "zh", [wanted])[0]
         await asyncio.to_thread(scratch.write_bytes, path.read_bytes())
         with pytest.raises(KnowledgeBaseExists):
             await knowledge.import_(scratch)

@@ -1,6 +1,5 @@
 """More vectors than are compared exactly: what is found then, and with what it may be given."""
 
-import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from gpuserver.providers.coarse import FEWEST_DIMENSIONS, candidates
 from gpuserver.providers.numpy import NumpyIndex
-from tests.vectors import about, one_sided, recall, topics, unit
+from tests.vectors import about, missed_by_threads, one_sided, recall, topics, unit
 
 ROWS = 20_000
 LARGE = NumpyIndex(exact_rows=1000)
@@ -103,14 +102,4 @@ def test_a_base_that_changes_is_held_anew_and_the_old_one_answers_on() -> None:
 def test_threads_search_large_bases_at_once() -> None:
     matrix = topics(5000, 384)
     vectors = LARGE.hold(matrix)
-    wrong: list[int] = []
-
-    def work(row: int) -> None:
-        wrong.extend(row for _ in range(20) if int(vectors.cosines(matrix[row]).argmax()) != row)
-
-    threads = [threading.Thread(target=work, args=(row,)) for row in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    assert missed_by_threads(vectors, matrix) == []

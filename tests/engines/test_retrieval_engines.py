@@ -247,8 +247,8 @@ def test_a_model_serves_the_languages_that_it_understands(tmp_path: Path) -> Non
     assert chinese.languages == {"zh"}
     assert chinese.dimension == 64
     knowledge = bases(chinese, tmp_path)
-    assert knowledge.search("循环是什么", "zh", ["python"])
-    assert knowledge.search("What is a loop?", "en", ["python"])
+    assert knowledge.find("循环是什么", "zh", ["python"])[0]
+    assert knowledge.find("What is a loop?", "en", ["python"])[0]
 
 
 # The course
@@ -406,17 +406,7 @@ def test_codes_too_are_let_go(large: FaissIndex) -> None:
 def test_threads_search_at_once(index: FaissIndex) -> None:
     matrix = unit(5000)
     vectors = index.hold(matrix)
-    wrong: list[int] = []
-
-    def work(row: int) -> None:
-        wrong.extend(row for _ in range(20) if int(vectors.cosines(matrix[row]).argmax()) != row)
-
-    threads = [threading.Thread(target=work, args=(row,)) for row in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    assert made.missed_by_threads(vectors, matrix) == []
 
 
 def test_the_course_is_found_alike_by_both(index: FaissIndex, tmp_path: Path) -> None:
@@ -430,7 +420,7 @@ def test_the_course_is_found_alike_by_both(index: FaissIndex, tmp_path: Path) ->
     ]
 
     def first(knowledge: KnowledgeBases) -> list[Sequence[str]]:
-        found = (knowledge.search(question, "en", ["python"]) for question in questions)
+        found = (knowledge.find(question, "en", ["python"])[0] for question in questions)
         return [[passage.id for passage in passages] for passages in found]
 
     assert first(near) == first(exact)
