@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 import pytest
+from playwright.sync_api import APIResponse, Route
 
 from tests.browser import Classroom, in_browser, tab_to
 from tests.console_course import PHYSICS, drop, fixtures, following, opened
@@ -181,9 +182,68 @@ def test_deleting_is_asked_first(classroom: Classroom, knowledge: ScriptedKnowle
     assert knowledge.asked == [("DELETE", f"{PHYSICS}/{1:016x}", None)]
     assert page.evaluate("document.activeElement.closest('.doc')?.dataset.id") == f"{2:016x}"
     page.click("#base-delete")
+    page.wait_for_selector("#sure[open]")
+    # Closed and asked again before the page is told that it was closed.
+    page.evaluate("document.querySelector('#sure').close(''); document.all['base-delete'].click()")
     page.click("#sure .danger")
     page.wait_for_selector("#base", state="hidden")
     assert knowledge.asked[-1] == ("DELETE", "/physics-9", None)
+
+
+@in_browser
+def test_a_course_that_is_being_deleted_is_asked_nothing_more(
+    classroom: Classroom, knowledge: ScriptedKnowledge
+) -> None:
+    page = opened(classroom)
+    following(page, knowledge)
+    held: list[Route] = []
+    page.route("**/physics-9", lambda route: held.append(route))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.click("#base-delete")
+    page.click("#sure .danger")
+    for _ in range(2):  # The page looks at the server meanwhile.
+        page.wait_for_event("response", lambda response: response.url.endswith("knowledge-bases"))
+    assert not [url for url in asked if "/physics-9/" in url]
+    held[0].continue_()
+    page.wait_for_selector("#base", state="hidden")
+
+
+@in_browser
+def test_a_list_that_comes_after_its_course_is_gone_is_let_be(
+    classroom: Classroom, knowledge: ScriptedKnowledge
+) -> None:
+    knowledge.no_streams = True
+    classroom.expected.append("404")  # of the stream that there is not
+    page = opened(classroom)
+    held: list[Route] = []
+    with page.expect_request(f"**{PHYSICS}"):
+        page.route(f"**{PHYSICS}", lambda route: held.append(route))
+    page.click("#base-delete")
+    page.click("#sure .danger")
+    page.wait_for_selector("#base", state="hidden")
+    held[0].fulfill(json={"total": 0, "documents": []})
+    with page.expect_response("**/ready"):
+        pass
+    assert page.is_hidden("#base")
+
+
+@in_browser
+def test_a_look_that_is_overtaken_brings_no_deleted_course_back(
+    classroom: Classroom, knowledge: ScriptedKnowledge
+) -> None:
+    page = opened(classroom)
+    held: list[tuple[Route, APIResponse]] = []
+    with page.expect_request("**/knowledge-bases"):
+        hold = lambda route: held.append((route, route.fetch()))  # noqa: E731
+        page.route("**/knowledge-bases", hold, times=1)
+    page.click("#base-delete")
+    page.click("#sure .danger")
+    page.wait_for_selector(".card-base[data-id=physics-9]", state="detached")
+    ((route, earlier),) = held
+    route.fulfill(response=earlier)
+    page.wait_for_timeout(100)  # The next look is two seconds away.
+    assert page.locator(".card-base[data-id=physics-9]").count() == 0
 
 
 @in_browser

@@ -123,6 +123,9 @@ def test_a_marker_opens_the_passage_and_escape_closes_it(
     around = page.locator("#passage .around").all_inner_texts()
     assert around == [PASSAGE["before"]["text"], PASSAGE["after"]["text"]]
     assert page.locator("#passage img").count() == 0
+    # Closed and opened again before the page is told that it was closed.
+    page.evaluate("document.querySelector('#passage').close(), document.activeElement.click()")
+    page.wait_for_selector("#passage .cited")
     page.keyboard.press("Escape")
     page.wait_for_selector("#passage", state="hidden")
     assert page.evaluate("document.activeElement.className") == "cite"

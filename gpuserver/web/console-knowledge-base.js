@@ -16,6 +16,7 @@ export class OpenBase {
   /** @type {AbortController | null} the stream's, while there is one */
   #stream = null;
   #broken = -Infinity; // when the stream broke last
+  #going = ''; // the id of a course that is being deleted: it is asked nothing, and may be gone already
 
   /**
    * @param {(id: string) => HTMLElement} $
@@ -46,16 +47,20 @@ export class OpenBase {
 
   /** Brings the open course up to date. @param {import('./console-knowledge-server.js').Base | undefined} base */
   async look(base) {
-    if (!base || base.kb_id !== this.#base?.kb_id) return;
+    if (!this.#shows(base)) return;
     this.#showHead(base);
     if (this.#stream && this.list.size === base.documents) return;
     try {
       const documents = await listDocuments(base.kb_id);
-      if (base.kb_id === this.#base?.kb_id) this.list.show(documents, base.origin === 'uploaded');
+      if (this.#shows(base)) this.list.show(documents, base.origin === 'uploaded');
     } catch (error) {
       if (!(error instanceof Refusal) || error.status === 401) throw error;
     }
-    if (base.origin === 'uploaded') this.#listen();
+    if (this.#shows(base) && base.origin === 'uploaded') this.#listen();
+  }
+
+  #shows(base) {
+    return Boolean(base) && base.kb_id === this.#base?.kb_id && base.kb_id !== this.#going;
   }
 
   /** Ends the stream. */
@@ -118,10 +123,12 @@ export class OpenBase {
     const params = { name: title || id, documents: () => counted('course.documents', documents) };
     if (!(await sure(this.$('sure'), 'manage.deleteBase', params))) return;
     this.rest();
+    this.#going = id;
     await attempted(this.on.tell, async () => {
       await deleteBase(id);
       await this.on.changed();
     });
+    this.#going = '';
   }
 
   async #export() {

@@ -38,16 +38,21 @@ export async function attempted(tell, act) {
   }
 }
 
+let settle = (_yes) => {};
+
 /**
  * Asks before something is lost.
  * @param {HTMLDialogElement} dialog @param {string} key @param {Record<string, unknown>} params
  * @returns {Promise<boolean>}
  */
 export function sure(dialog, key, params) {
+  const answered = () => dialog.returnValue === 'yes';
+  settle(answered()); // That the question before this one was closed may not be told yet.
   say(dialog.querySelector('p'), key, params);
   dialog.returnValue = ''; // Escape leaves what was answered last time.
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener('close', () => resolve(dialog.returnValue === 'yes'), { once: true });
+    settle = resolve;
+    dialog.onclose = () => dialog.open || resolve(answered());
   });
 }

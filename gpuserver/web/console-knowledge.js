@@ -17,6 +17,8 @@ export class Knowledge {
   #cards = new Map();
   #chosen = ''; // the id of the course that is open
   #held = []; // files that wait for a course to be made
+  #looks = 0; // begun
+  #shown = 0; // the latest look whose answer is shown
 
   /** @param {(id: string) => HTMLElement} $ */
   constructor($) {
@@ -35,8 +37,12 @@ export class Knowledge {
 
   /** Brings what is shown up to date. @throws {Refusal} the key is refused */
   async look() {
+    const look = (this.#looks += 1);
     try {
-      this.#bases = await listBases();
+      const bases = await listBases();
+      if (look < this.#shown) return; // What this one saw is over.
+      this.#shown = look;
+      this.#bases = bases;
     } catch (error) {
       if (!(error instanceof Refusal) || error.status === 401) throw error;
       return; // That the server does not answer is said above.

@@ -27,7 +27,8 @@ export class SourcePanel {
       if (event.target === dialog) dialog.close(); // beside the panel
     });
     // Whoever opened it goes on where they were; the browser puts the focus back.
-    dialog.addEventListener('close', () => (this.#asked += 1));
+    // It is told a moment later, when the next one may be open.
+    dialog.addEventListener('close', () => dialog.open || (this.#asked += 1));
   }
 
   /** Whose passages are read. @param {import('./session.js').Session & {id: string}} session */
