@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -357,16 +358,25 @@ def _warnings(file_values: Mapping[str, str], environment: Mapping[str, str]) ->
 
     The environment is full of other programs' names, so only near misses count there.
     """
-    known = {name.upper() for name in Settings.model_fields} - {"TUTOR_OVERRIDES"}
+    known = _known()
     out = []
     for name in dict.fromkeys([*file_values, *environment]):
         upper = name.upper()
         if upper in _RETIRED:
             out.append(f"{name} is no longer used: {_RETIRED[upper]}.")
         elif upper not in known | _FOREIGN and not TUTOR_OVERRIDE.fullmatch(upper):
-            near = difflib.get_close_matches(upper, known, n=1, cutoff=0.8)
-            if near:
-                out.append(f"{name} is not a setting of gpuserver; did you mean {near[0]}?")
+            if near := _nearest(upper):
+                out.append(f"{name} is not a setting of gpuserver; did you mean {near}?")
             elif name in file_values or upper.startswith("TUTOR_"):
                 out.append(f"{name} in .env is not a setting of gpuserver and is ignored.")
     return out
+
+
+def _known() -> set[str]:
+    return {name.upper() for name in Settings.model_fields} - {"TUTOR_OVERRIDES"}
+
+
+@lru_cache(maxsize=512)  # Comparing costs a millisecond a name.
+def _nearest(name: str) -> str | None:
+    """The setting that a name is a near miss of."""
+    return next(iter(difflib.get_close_matches(name, _known(), n=1, cutoff=0.8)), None)

@@ -72,7 +72,7 @@ def _our_logging() -> Iterator[None]:
         logging.getLogger(name).setLevel(before)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _nothing_blocks() -> Iterator[None]:
     """The server blocks no event loop: no file, socket or sleep call from inside one."""
     clients = ["gpuserver.client", "gpuserver.connectivity", "gpuserver.cli"]

@@ -364,7 +364,7 @@ async def test_searches_go_on_while_documents_come_and_go(school: School) -> Non
 
         work = asyncio.create_task(asyncio.to_thread(search))
         try:
-            for _ in range(5):
+            for _ in range(3):
                 info = await school.upload("physics", "comes.txt", OPTICS)
                 await school.indexed("physics")
                 await knowledge.remove("physics", info.id)

@@ -77,8 +77,8 @@ def test_rows_that_are_all_the_same_are_found() -> None:
 @pytest.mark.parametrize("damage", [np.nan, 1e20])
 @pytest.mark.parametrize("step", [1, 7])
 def test_damaged_rows_do_not_hide_the_others(damage: float, step: int) -> None:
-    matrix = topics(ROWS, 384)
-    whole = matrix.copy()
+    whole = topics(ROWS, 384)
+    matrix = whole.copy()
     matrix[::200, ::step] = damage
     query = about(whole[101:102], seed=2)[0]
     found = LARGE.hold(matrix).cosines(query)

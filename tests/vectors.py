@@ -1,6 +1,7 @@
 """Made unit vectors, as models and as nobody gives them, and how well an index searches them."""
 
 import threading
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +16,24 @@ def unit(rows: int, dimension: int, seed: int = 1) -> Matrix:
     return _unit(np.random.default_rng(seed).standard_normal((rows, dimension), np.float32))
 
 
+@lru_cache(maxsize=2)
 def topics(rows: int, dimension: int) -> Matrix:
-    """Rows as sentences have them: each near a few of three hundred topics, some more common."""
+    """Rows as sentences have them: each near a few of three hundred topics, some more common.
+
+    Made once, and so not to be written to.
+    """
     random = np.random.default_rng(1)
     centres = unit(300, dimension) * np.linspace(0.3, 1, dimension, dtype=np.float32)
     mixed = centres[random.integers(0, 300, (rows, 3))]
     weights = random.random((rows, 3, 1), np.float32)
-    return about((mixed * weights).sum(axis=1), seed=4)
+    made = about((mixed * weights).sum(axis=1), seed=4)
+    made.flags.writeable = False
+    return made
 
 
 def one_sided(rows: int, dimension: int) -> Matrix:
     """Rows of which any two have a cosine above 0.7, some dimensions being much larger."""
-    matrix = topics(rows, dimension)
+    matrix = topics(rows, dimension).copy()
     matrix[:, 7] += 1.8
     matrix[:, 9] *= 5
     return _unit(matrix)
