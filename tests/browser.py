@@ -27,6 +27,7 @@ from playwright.sync_api import (
     ConsoleMessage,
     Page,
     Playwright,
+    Route,
     sync_playwright,
 )
 
@@ -198,6 +199,25 @@ def until(page: Page, expression: str, seconds: float = 15.0) -> Any:
         page.wait_for_timeout(20)
     state = page.evaluate("[{...document.documentElement.dataset}, document.body.innerText]")
     raise AssertionError(f"not in {seconds} s: {expression}; the page: {state}")
+
+
+def until_true(page: Page, condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    """The page goes on until the test's own condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        page.wait_for_timeout(20)
+    assert condition()
+
+
+def held(
+    page: Page, url: str, act: Callable[[], object] = lambda: None, times: int | None = None
+) -> Route:
+    """The next call to an address, which the test answers when it likes; `act` brings it about."""
+    calls: list[Route] = []
+    page.route(url, lambda route: calls.append(route), times=times)
+    act()
+    until_true(page, lambda: bool(calls))
+    return calls[0]
 
 
 @contextmanager

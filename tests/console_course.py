@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 from playwright.sync_api import Page
 
-from tests.browser import BrowserThread, Classroom
+from tests.browser import BrowserThread, Classroom, until_true
 from tests.browser import browser as browser
 from tests.scripted_knowledge import ScriptedKnowledge, base, document, scripted_knowledge
 
@@ -54,11 +54,7 @@ def opened(classroom: Classroom, language: str = "en", **more: Any) -> Page:
 
 def following(page: Page, knowledge: ScriptedKnowledge, streams: int = 1) -> None:
     """Until the page hears of changes as they come."""
-    for _ in range(400):
-        if knowledge.streams >= streams:
-            return
-        page.wait_for_timeout(20)
-    raise AssertionError("no stream was opened")
+    until_true(page, lambda: knowledge.streams >= streams)
 
 
 def drop(page: Page, *names: str, on: str = "#docs") -> list[bool]:

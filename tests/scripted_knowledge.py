@@ -88,6 +88,8 @@ class ScriptedKnowledge:
     """The keys that calls below the knowledge bases came with."""
     answers: dict[str, Any] = field(default_factory=dict)
     """Method and path → (status, JSON) or text, instead of what they would answer."""
+    breaking: str = ""
+    """The end of paths whose answers break off."""
     streams: int = 0
     no_streams: bool = False
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -103,6 +105,13 @@ class ScriptedKnowledge:
             self.bases[kb_id]["documents"] = len(documents)
             if not silent:
                 self._said.setdefault(kb_id, []).append(("document", dict(told)))
+            self._changed.notify_all()
+
+    def tell_base(self, kb_id: str, **changed: Any) -> None:
+        """A knowledge base has changed, which those who listen hear."""
+        with self._changed:
+            self.bases[kb_id].update(changed)
+            self._said.setdefault(kb_id, []).append(("base", dict(self.bases[kb_id])))
             self._changed.notify_all()
 
     def break_streams(self) -> None:
@@ -233,7 +242,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, file.read_bytes(), mimetypes.guess_type(file.name)[0] or "text/plain")
 
     def _send(self, status: int, body: bytes, kind: str = "text/plain") -> None:
-        self._begin(status, f"{kind}; charset=utf-8", len(body))
+        missing = bool(self.knowledge.breaking) and self.path.endswith(self.knowledge.breaking)
+        self._begin(status, f"{kind}; charset=utf-8", len(body) + missing)
         with suppress(ConnectionError):
             self.wfile.write(body)
 

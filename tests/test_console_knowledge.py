@@ -6,9 +6,8 @@ import re
 from typing import Final
 
 import pytest
-from playwright.sync_api import APIResponse, Route
 
-from tests.browser import Classroom, in_browser, tab_to
+from tests.browser import Classroom, held, in_browser, tab_to, until_true
 from tests.console_course import PHYSICS, drop, fixtures, following, opened
 from tests.scripted_knowledge import ScriptedKnowledge, document
 
@@ -59,9 +58,17 @@ def test_a_failed_document_says_why_and_is_tried_again(
     assert "OCR" in page.inner_text(".doc[data-state=ready] .warning")
     again = document(1, "broken.pdf", "queued")
     knowledge.answers[f"POST {PHYSICS}/{failed['id']}/reindex"] = (202, again)
-    knowledge.put("physics-9", again, silent=True)
-    page.click(f"{row} [data-act=retry]")
+    following(page, knowledge)
+    retrying = held(page, "**/reindex", lambda: page.click(f"{row} [data-act=retry]"))
+    knowledge.put("physics-9", again)
     page.wait_for_selector(".doc[data-state=queued]")
+    # What the stream tells is newer than the answer.
+    knowledge.put("physics-9", failed)
+    page.wait_for_selector(row)
+    with page.expect_response("**/reindex"):
+        retrying.continue_()
+    page.wait_for_timeout(100)
+    assert page.is_visible(row)
 
 
 @in_browser
@@ -83,22 +90,25 @@ def test_when_the_stream_breaks_the_page_asks_and_then_listens_again(
     classroom: Classroom, knowledge: ScriptedKnowledge
 ) -> None:
     page = classroom.page()
-    page.clock.install()
+    page.clock.install(time=0)
     page.goto(classroom.url)
     page.wait_for_selector("#base:not([hidden])")
     following(page, knowledge)
+    page.clock.pause_at(1000)  # From here on the page's time stands, however long this takes.
     knowledge.break_streams()
     page.wait_for_timeout(300)
-    knowledge.put("physics-9", document(1, "a.md", "reading", done=1, total=2), silent=True)
-    for _ in range(3):
-        page.clock.run_for(2000)
-        page.wait_for_timeout(100)
-    page.wait_for_selector(".doc:has-text('page 1 of 2')")
+    for done in (1, 2):
+        told = document(1, "a.md", "reading", done=done, total=3)
+        knowledge.put("physics-9", told, silent=True)
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # It looks at once.
+        page.wait_for_selector(f".doc:has-text('page {done} of 3')")
     assert knowledge.streams == 1
-    for _ in range(5):
-        page.clock.run_for(2000)
-        page.wait_for_timeout(100)
-    following(page, knowledge, streams=2)
+
+    def later() -> bool:
+        page.clock.run_for(10_000)
+        return knowledge.streams == 2
+
+    until_true(page, later)
     knowledge.put("physics-9", document(1, "a.md"))
     page.wait_for_selector(".doc[data-state=ready]")
 
@@ -122,6 +132,29 @@ def test_the_extracted_text_is_read_as_plain_text(
     page.keyboard.press("Escape")
     page.wait_for_selector("#reader", state="hidden")
     assert page.evaluate("document.activeElement.dataset.act") == "read"
+
+
+@in_browser
+def test_a_text_that_breaks_off_is_told(classroom: Classroom, knowledge: ScriptedKnowledge) -> None:
+    classroom.expected.append("ERR_CONTENT_LENGTH_MISMATCH")
+    knowledge.put("physics-9", document(1, "mechanics.pdf"), silent=True)
+    knowledge.answers[f"GET {PHYSICS}/{1:016x}/text"] = (200, "# Mechanics\n")
+    knowledge.breaking = "/text"
+    page = opened(classroom)
+    page.click(".doc [data-act=read]")
+    page.wait_for_selector("#reader :text('does not answer')")
+
+
+@in_browser
+def test_a_course_that_changes_is_shown_without_being_asked_for(
+    classroom: Classroom, knowledge: ScriptedKnowledge
+) -> None:
+    page = opened(classroom)
+    following(page, knowledge)
+    held(page, "**/knowledge-bases")
+    knowledge.tell_base("physics-9", title="Physics, year 10", documents=3)
+    page.wait_for_selector(".card-base:has-text('Physics, year 10'):has-text('3 documents')")
+    assert page.inner_text("#base-name") == "Physics, year 10"
 
 
 # Trying it
@@ -196,54 +229,45 @@ def test_a_course_that_is_being_deleted_is_asked_nothing_more(
 ) -> None:
     page = opened(classroom)
     following(page, knowledge)
-    held: list[Route] = []
-    page.route("**/physics-9", lambda route: held.append(route))
     asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
     page.click("#base-delete")
-    page.click("#sure .danger")
+    deleting = held(page, "**/physics-9", lambda: page.click("#sure .danger"))
+    page.on("request", lambda request: asked.append(request.url))
     for _ in range(2):  # The page looks at the server meanwhile.
         page.wait_for_event("response", lambda response: response.url.endswith("knowledge-bases"))
     assert not [url for url in asked if "/physics-9/" in url]
-    held[0].continue_()
+    deleting.continue_()
     page.wait_for_selector("#base", state="hidden")
 
 
 @in_browser
-def test_a_list_that_comes_after_its_course_is_gone_is_let_be(
+def test_a_look_that_began_before_brings_no_deleted_course_back(
+    classroom: Classroom, knowledge: ScriptedKnowledge
+) -> None:
+    page = opened(classroom)
+    before = knowledge.answer("GET", "", None)[1]
+    look = held(page, "**/knowledge-bases", times=1)
+    page.click("#base-delete")
+    with page.expect_response("**/physics-9"):
+        page.click("#sure .danger")
+    look.fulfill(json=before)
+    page.wait_for_selector(".card-base[data-id=physics-9]", state="detached")
+    page.wait_for_timeout(100)  # The next look is two seconds away.
+    assert page.locator(".card-base[data-id=physics-9]").count() == 0
+
+
+@in_browser
+def test_documents_that_come_after_another_course_was_opened_are_not_shown_there(
     classroom: Classroom, knowledge: ScriptedKnowledge
 ) -> None:
     knowledge.no_streams = True
     classroom.expected.append("404")  # of the stream that there is not
     page = opened(classroom)
-    held: list[Route] = []
-    with page.expect_request(f"**{PHYSICS}"):
-        page.route(f"**{PHYSICS}", lambda route: held.append(route))
-    page.click("#base-delete")
-    page.click("#sure .danger")
-    page.wait_for_selector("#base", state="hidden")
-    held[0].fulfill(json={"total": 0, "documents": []})
-    with page.expect_response("**/ready"):
-        pass
-    assert page.is_hidden("#base")
-
-
-@in_browser
-def test_a_look_that_is_overtaken_brings_no_deleted_course_back(
-    classroom: Classroom, knowledge: ScriptedKnowledge
-) -> None:
-    page = opened(classroom)
-    held: list[tuple[Route, APIResponse]] = []
-    with page.expect_request("**/knowledge-bases"):
-        hold = lambda route: held.append((route, route.fetch()))  # noqa: E731
-        page.route("**/knowledge-bases", hold, times=1)
-    page.click("#base-delete")
-    page.click("#sure .danger")
-    page.wait_for_selector(".card-base[data-id=physics-9]", state="detached")
-    ((route, earlier),) = held
-    route.fulfill(response=earlier)
-    page.wait_for_timeout(100)  # The next look is two seconds away.
-    assert page.locator(".card-base[data-id=physics-9]").count() == 0
+    listing = held(page, f"**{PHYSICS}")
+    page.click(".card-base[data-id=python-basics]")
+    listing.fulfill(json={"total": 1, "documents": [document(1, "late.md")]})
+    page.wait_for_selector(".doc:has-text('lists.md')")
+    assert page.locator(".doc").count() == 1
 
 
 @in_browser

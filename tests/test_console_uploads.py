@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Route
 
-from tests.browser import Classroom, in_browser
+from tests.browser import Classroom, held, in_browser, until_true
 from tests.console_course import PHYSICS, drop, fixtures, following, opened
 from tests.scripted_knowledge import ScriptedKnowledge, base, document
 
@@ -134,6 +135,50 @@ def test_what_is_dropped_where_no_course_is_goes_into_a_new_one(
     wish = {"kb_id": "chemie-fur-klasse-8", "title": "Chemie für Klasse 8"}
     assert knowledge.asked[0] == ("POST", "", wish)
     assert page.inner_text("#base-name") == "Chemie für Klasse 8"
+
+
+@in_browser
+def test_files_go_into_their_new_course_though_it_can_not_be_shown_yet(
+    classroom: Classroom, knowledge: ScriptedKnowledge
+) -> None:
+    classroom.expected.append("ERR_FAILED")
+    del knowledge.bases["physics-9"]
+    page = opened(classroom)
+    drop(page, "a.md", "b.md", on="#drop")
+    page.fill("#base-title", "Optics")
+
+    def lists_fail(route: Route) -> None:
+        if route.request.method == "GET":
+            route.abort()
+        else:
+            route.fallback()
+
+    page.route("**/knowledge-bases", lists_fail)
+    page.keyboard.press("Enter")
+    until_true(page, lambda: len(knowledge.asked) == 3)
+    into = [(path, name) for _, path, name in knowledge.asked[1:]]
+    assert into == [("/optics/documents", "a.md"), ("/optics/documents", "b.md")]
+    page.unroute("**/knowledge-bases")
+    page.wait_for_selector("#docs .doc >> nth=1")
+    assert page.inner_text("#base-name") == "Optics"
+
+
+@in_browser
+def test_what_waits_for_a_course_that_is_deleted_is_not_sent(
+    classroom: Classroom, knowledge: ScriptedKnowledge
+) -> None:
+    classroom.expected.append("ERR_FAILED")
+    page = opened(classroom)
+    page.wait_for_selector("#base:not([hidden])")
+    sending = held(page, f"**{PHYSICS}", lambda: drop(page, "a.md", "b.md", "c.md"))
+    page.click("#base-delete")
+    page.click("#sure .danger")
+    page.wait_for_selector("#base", state="hidden")
+    sending.abort()
+    page.wait_for_selector(".upload[data-state=refused]:has-text('a.md')")
+    page.wait_for_selector(".upload-rest", state="hidden")
+    assert page.locator(".upload").count() == 1
+    assert [asked[:2] for asked in knowledge.asked] == [("DELETE", "/physics-9")]
 
 
 @in_browser

@@ -16,12 +16,15 @@ export class OpenBase {
   /** @type {AbortController | null} the stream's, while there is one */
   #stream = null;
   #broken = -Infinity; // when the stream broke last
-  #going = ''; // the id of a course that is being deleted: it is asked nothing, and may be gone already
+  #events = 0; // of the stream
+  #going = new Set(); // the ids of courses being deleted: they are asked nothing, and may be gone already
 
   /**
    * @param {(id: string) => HTMLElement} $
    * @param {{tell: (error: Refusal) => void, changed: () => Promise<void>,
-   *   replace: (document: object) => void}} on
+   *   told: (base: import('./console-knowledge-server.js').Base) => void,
+   *   leaving: (kbId: string) => void, replace: (document: object) => void}} on
+   *   `changed`: a look is due; `told`: what has become of the course; `leaving`: it is being deleted
    */
   constructor($, on) {
     this.$ = $;
@@ -33,26 +36,33 @@ export class OpenBase {
     $('base-delete').addEventListener('click', () => this.#delete());
   }
 
+  /** The open course's. @returns {string | undefined} */
+  get id() {
+    return this.#base?.kb_id;
+  }
+
   /** Opens a course, or none. @param {import('./console-knowledge-server.js').Base | undefined} base */
   show(base) {
-    if (base?.kb_id === this.#base?.kb_id) return;
+    if (base?.kb_id === this.id) return;
     this.rest();
     this.#broken = -Infinity;
     this.#base = base ?? null;
     this.$('base').hidden = this.$('base-head').hidden = !base;
     this.list.clear();
     this.trial.clear(base?.kb_id ?? '');
-    if (base) this.#showHead(base);
+    if (base) this.put(base);
   }
 
   /** Brings the open course up to date. @param {import('./console-knowledge-server.js').Base | undefined} base */
   async look(base) {
     if (!this.#shows(base)) return;
-    this.#showHead(base);
+    this.put(base);
     if (this.#stream && this.list.size === base.documents) return;
+    const events = this.#events;
     try {
       const documents = await listDocuments(base.kb_id);
-      if (this.#shows(base)) this.list.show(documents, base.origin === 'uploaded');
+      // What was told meanwhile is newer; if something is missing then, the next look finds it.
+      if (this.#shows(base) && events === this.#events) this.list.show(documents, base.origin === 'uploaded');
     } catch (error) {
       if (!(error instanceof Refusal) || error.status === 401) throw error;
     }
@@ -60,7 +70,7 @@ export class OpenBase {
   }
 
   #shows(base) {
-    return Boolean(base) && base.kb_id === this.#base?.kb_id && base.kb_id !== this.#going;
+    return Boolean(base) && base.kb_id === this.id && !this.#going.has(base.kb_id);
   }
 
   /** Ends the stream. */
@@ -76,8 +86,10 @@ export class OpenBase {
     const ending = (this.#stream = new AbortController());
     const told = (event, change) => {
       if (ending !== this.#stream) return;
+      this.#events += 1;
       if (event === 'document') this.list.put(change);
-      else if (event === 'removed' && change.document_id) this.list.drop(change.document_id);
+      else if (event === 'base') this.on.told(change);
+      else if (change.document_id) this.list.drop(change.document_id);
       else attempted(() => {}, this.on.changed); // What is wrong, the next look says.
     };
     // What breaks it shows in the next look.
@@ -87,7 +99,8 @@ export class OpenBase {
     this.#broken = performance.now();
   }
 
-  #showHead(base) {
+  /** What has become of the open course. @param {import('./console-knowledge-server.js').Base} base */
+  put(base) {
     const { $ } = this;
     const title = base.title || base.kb_id;
     if ($('base-name').textContent !== title) $('base-name').textContent = title;
@@ -111,9 +124,14 @@ export class OpenBase {
     if (what === 'read') return this.reader.open(document.name, () => extracted(id, document.id));
     if (what === 'delete' && !(await sure(this.$('sure'), 'manage.deleteDocument', { name: document.name }))) return undefined;
     return attempted(this.on.tell, async () => {
-      if (what === 'retry') this.list.put(await readAgain(id, document.id));
-      else await deleteDocument(id, document.id);
-      if (what === 'delete') this.list.drop(document.id);
+      if (what === 'delete') {
+        await deleteDocument(id, document.id);
+        if (id === this.id) this.list.drop(document.id);
+      } else {
+        const again = await readAgain(id, document.id);
+        // A stream tells it too, and what has become of it since.
+        if (id === this.id && !this.#stream) this.list.put(again);
+      }
       await this.on.changed();
     });
   }
@@ -123,12 +141,13 @@ export class OpenBase {
     const params = { name: title || id, documents: () => counted('course.documents', documents) };
     if (!(await sure(this.$('sure'), 'manage.deleteBase', params))) return;
     this.rest();
-    this.#going = id;
+    this.#going.add(id);
+    this.on.leaving(id);
     await attempted(this.on.tell, async () => {
       await deleteBase(id);
       await this.on.changed();
     });
-    this.#going = '';
+    this.#going.delete(id);
   }
 
   async #export() {

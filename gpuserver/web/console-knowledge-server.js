@@ -53,7 +53,7 @@ export function readAgain(kbId, id) {
 
 /** All that was extracted of a document. @param {string} kbId @param {string} id */
 export async function extracted(kbId, id) {
-  return (await done(request(address(kbId, 'documents', id, 'text'), undefined, PATIENT))).text();
+  return whole((await done(request(address(kbId, 'documents', id, 'text'), undefined, PATIENT))).text());
 }
 
 /** @param {string} kbId @param {string} question @returns {Promise<{covered: boolean, passages: Found[]}>} */
@@ -63,10 +63,7 @@ export function tryQuestion(kbId, question) {
 
 /** The whole knowledge base as one file. @param {string} kbId @returns {Promise<Blob>} */
 export async function exported(kbId) {
-  const response = await done(request(address(kbId, 'export'), undefined, { seconds: null }));
-  return response.blob().catch(() => {
-    throw new Refusal(0);
-  });
+  return whole((await done(request(address(kbId, 'export'), undefined, { seconds: null }))).blob());
 }
 
 /** @param {string} kbId @param {File} file @param {(share: number) => void} told @returns {Promise<{documents: Document[]}>} */
@@ -126,6 +123,13 @@ function send(method, path, file, told) {
     const form = new FormData();
     form.append('file', file, file.name);
     call.send(form);
+  });
+}
+
+/** What a body holds. @template T @param {Promise<T>} body @returns {Promise<T>} @throws {Refusal} it breaks off */
+function whole(body) {
+  return body.catch(() => {
+    throw new Refusal(0);
   });
 }
 

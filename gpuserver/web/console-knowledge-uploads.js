@@ -6,7 +6,7 @@ import { dropped } from './console-knowledge-drop.js';
 import { addDocument, replaceDocument } from './console-knowledge-server.js';
 import { attempted, counted, refusalIn, saySentence } from './console-knowledge-words.js';
 
-/** @typedef {{file: File, send: (file: File, told: (share: number) => void) => Promise<object>}} Job */
+/** @typedef {{into: string, file: File, send: (file: File, told: (share: number) => void) => Promise<object>}} Job */
 
 export class Uploads {
   /** @type {Job[]} */
@@ -17,7 +17,8 @@ export class Uploads {
 
   /**
    * @param {(id: string) => HTMLElement} $
-   * @param {{dropped: (files: File[]) => void, sent: () => Promise<void>}} on `sent`: the server has a file
+   * @param {{dropped: (files: File[], into: string) => void, sent: () => Promise<void>}} on
+   *   `dropped`: files, and the id of the course that was open; `sent`: the server has a file
    */
   constructor($, on) {
     this.$ = $;
@@ -29,7 +30,7 @@ export class Uploads {
     $('drop-files').addEventListener('change', () => {
       const files = [...$('drop-files').files];
       $('drop-files').value = ''; // The same file may be chosen again.
-      if (files.length) on.dropped(files);
+      if (files.length) on.dropped(files, this.#into);
     });
   }
 
@@ -40,27 +41,32 @@ export class Uploads {
     say(this.$('drop-words'), ...this.#invitation);
   }
 
-  /** Sends files, one after another. @param {File[]} files */
-  add(files) {
-    const id = this.#into;
-    this.#put(files.map((file) => ({ file, send: (what, told) => addDocument(id, what, told) })));
+  /** Sends files, one after another. @param {File[]} files @param {string} into a course's id */
+  add(files, into) {
+    this.#put(files.map((file) => ({ into, file, send: (what, told) => addDocument(into, what, told) })));
+  }
+
+  /** Sends no more into a course, which is being deleted. @param {string} kbId */
+  forget(kbId) {
+    this.#waiting = this.#waiting.filter(({ into }) => into !== kbId);
+    this.#showRest();
   }
 
   /** Asks for a file that takes a document's place. @param {import('./console-knowledge-server.js').Document} document */
   replace({ id: document }) {
-    const id = this.#into;
+    const into = this.#into;
     const picker = this.$('replace-file');
     picker.value = '';
     picker.onchange = () => {
       const [file] = picker.files;
-      if (file) this.#put([{ file, send: (what, told) => replaceDocument(id, document, what, told) }]);
+      if (file) this.#put([{ into, file, send: (what, told) => replaceDocument(into, document, what, told) }]);
     };
     picker.click();
   }
 
   /** Sends one file; gives what the server answers, nothing where it refuses. @param {File} file @param {Job['send']} send */
   sendAlone(file, send) {
-    return this.#send({ file, send });
+    return this.#send({ into: '', file, send });
   }
 
   #put(jobs) {
@@ -161,7 +167,9 @@ export class Uploads {
       event.preventDefault();
       deep = 0;
       over(false);
-      if (place.contains(event.target)) this.on.dropped(await dropped(event.dataTransfer));
+      // Another course may be opened while folders are gone through.
+      const into = this.#into;
+      if (place.contains(event.target)) this.on.dropped(await dropped(event.dataTransfer), into);
     });
   }
 }

@@ -17,17 +17,23 @@ export class Knowledge {
   #cards = new Map();
   #chosen = ''; // the id of the course that is open
   #held = []; // files that wait for a course to be made
-  #looks = 0; // begun
-  #shown = 0; // the latest look whose answer is shown
+  #looking = Promise.resolve();
+  /** @type {Promise<void> | null} the look that begins when this one is over, for all who ask meanwhile */
+  #next = null;
 
   /** @param {(id: string) => HTMLElement} $ */
   constructor($) {
     this.$ = $;
     const tell = (error) => this.#tell(error);
-    this.uploads = new Uploads($, { dropped: (files) => this.#take(files), sent: () => this.look() });
+    this.uploads = new Uploads($, {
+      dropped: (files, into) => this.#take(files, into),
+      sent: () => this.look(),
+    });
     this.open = new OpenBase($, {
       tell,
       changed: () => this.look(),
+      told: (base) => this.#told(base),
+      leaving: (kbId) => this.uploads.forget(kbId),
       replace: (document) => this.uploads.replace(document),
     });
     this.#wireForm();
@@ -35,22 +41,35 @@ export class Knowledge {
     $('import-file').addEventListener('change', () => this.#import());
   }
 
-  /** Brings what is shown up to date. @throws {Refusal} the key is refused */
-  async look() {
-    const look = (this.#looks += 1);
+  /** Brings what is shown up to date, with one look at a time. @throws {Refusal} the key is refused */
+  look() {
+    this.#next ??= this.#looking.catch(() => {}).then(() => {
+      this.#next = null;
+      this.#looking = this.#lookOnce();
+      return this.#looking;
+    });
+    return this.#next;
+  }
+
+  async #lookOnce() {
     try {
-      const bases = await listBases();
-      if (look < this.#shown) return; // What this one saw is over.
-      this.#shown = look;
-      this.#bases = bases;
+      this.#bases = await listBases();
     } catch (error) {
       if (!(error instanceof Refusal) || error.status === 401) throw error;
       return; // That the server does not answer is said above.
     }
     this.$('knowledge').hidden = false;
     this.#showCards();
-    if (!this.#find(this.#chosen)) this.#choose(this.#bases.find(own)?.kb_id ?? '');
-    await this.open.look(this.#find(this.#chosen));
+    const chosen = this.#find(this.#chosen) ?? this.#bases.find(own);
+    if (chosen?.kb_id !== this.open.id) this.#choose(chosen?.kb_id ?? '');
+    await this.open.look(chosen);
+  }
+
+  /** What has become of a course. @param {Base} base */
+  #told(base) {
+    this.#bases = this.#bases.map((known) => (known.kb_id === base.kb_id ? base : known));
+    this.#showCards();
+    this.open.put(base);
   }
 
   /** Nobody looks: no stream is kept open. */
@@ -181,8 +200,8 @@ export class Knowledge {
     await attempted((error) => this.#tell(error), async () => {
       await createBase(wish);
       this.#endForm();
+      this.uploads.add(files, wish.kb_id);
       await this.#show(wish.kb_id);
-      this.uploads.add(files);
     });
   }
 
@@ -203,11 +222,12 @@ export class Knowledge {
     await this.#look();
   }
 
-  /** Files that were dropped or chosen. @param {File[]} files */
-  #take(files) {
+  /** Files that were dropped or chosen. @param {File[]} files @param {string} into the course open then */
+  #take(files, into) {
+    this.$('course-said').hidden = true;
     if (!files.length) this.#say(() => t('course.nothingIn'));
     else if (!this.$('base-form').hidden) this.#ask([...this.#held, ...files]);
-    else if (own(this.#find(this.#chosen))) this.uploads.add(files);
+    else if (into) this.uploads.add(files, into);
     else this.#ask(files);
   }
 

@@ -22,9 +22,9 @@ export class Refusal extends Error {
   }
 }
 
-/** Whether a key is at hand. */
-export function hasKey() {
-  return key !== '';
+/** The key in use; '' where there is none. */
+export function keyInUse() {
+  return key;
 }
 
 /** The header that carries the key. @returns {Record<string, string>} */
@@ -58,9 +58,9 @@ export function fit(wish) {
   return answer(request('mgmt/v1/models/fit', wish));
 }
 
-/** @param {string} id */
+/** It waits for a load that is going on, however long that takes. @param {string} id */
 export function unload(id) {
-  return answer(request('mgmt/v1/models/unload', { id }));
+  return answer(request('mgmt/v1/models/unload', { id }, { seconds: null }));
 }
 
 /** @param {string} id @param {boolean} pinned */

@@ -6,7 +6,7 @@ import { Knowledge } from './console-knowledge.js';
 import { LoadForm } from './console-load.js';
 import { showFacts, showMachine } from './console-machine.js';
 import { ModelTable } from './console-models.js';
-import { hasKey, look, pin, Refusal, setKey, unload } from './console-server.js';
+import { keyInUse, look, pin, Refusal, setKey, unload } from './console-server.js';
 import { clock, kinds } from './console-words.js';
 
 const PAUSE_MS = 2000;
@@ -15,36 +15,43 @@ const $ = (id) => document.getElementById(id);
 
 /** When the server last answered; null before. @type {Date | null} */
 let answered = null;
-/** Ends the pause between two looks. */
-let wake = () => {};
+let woken = false; // whether something asks for a look since the last one began
+let endPause = () => {};
 const table = new ModelTable($('rows'), act);
-const form = new LoadForm($, () => wake());
+const form = new LoadForm($, wake);
 const knowledge = new Knowledge($);
 
 /** Looks, one after another, for as long as the page lives: there are never two at once. */
 async function watch() {
   for (;;) {
+    woken = false;
     await refresh();
-    await pause();
+    if (!woken) await pause();
   }
 }
 
+/** Looks at once, or once more if a look is going on. */
+function wake() {
+  woken = true;
+  endPause();
+}
+
 async function refresh() {
-  const withKey = hasKey();
+  const key = keyInUse();
   try {
     show(await look());
     await knowledge.look();
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (error.status === 401) askForKey(withKey);
-    else showTrouble(error);
+    if (error.status !== 401) showTrouble(error);
+    else if (key === keyInUse()) askForKey(key !== ''); // Another that came meanwhile is tried first.
   }
 }
 
 /** Until the next look: two seconds, longer while nobody sees the page or a key is missing. */
 function pause() {
   return new Promise((resolve) => {
-    wake = resolve;
+    endPause = resolve;
     if (!document.hidden && $('key').hidden) setTimeout(resolve, PAUSE_MS);
   });
 }
@@ -53,7 +60,7 @@ function show({ ready, status, table: { models, ...machine } }) {
   answered = new Date();
   $('key').hidden = true;
   $('live').hidden = false;
-  $('forget').hidden = !hasKey();
+  $('forget').hidden = !keyInUse();
   showState(ready, status);
   showFacts($('facts'), status);
   showMachine($('machine'), { models, ...machine });
