@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 from playwright.sync_api import Page
 
-from tests.browser import IDLE, BrowserThread, Classroom, ask, until
+from tests.browser import IDLE, BrowserThread, Classroom, ask, until, watching
 from tests.browser import browser as browser
 from tests.scripted_tutor import ScriptedTutor, scripted_tutor
 
@@ -55,17 +55,24 @@ def open_microphone(page: Page) -> None:
 
 def begin_answer(page: Page, tutor: ScriptedTutor, seconds: float) -> None:
     """A typed question, and an answer of which so much has been sent; it is being heard."""
-    ask(page, "How do I repeat something?")
-    tutor.wait_for("text")
-    tutor.answer(1, TEXT, seconds)
-    until(page, "classroom.playedSamples > 3200 && classroom.peak > 0.1")
+    with watching(page, "classroom.peak"):
+        ask(page, "How do I repeat something?")
+        tutor.wait_for("text")
+        tutor.answer(1, TEXT, seconds)
+        until(page, "classroom.playedSamples > 3200 && watched.some((peak) => peak > 0.1)")
 
 
 def stands_still(page: Page) -> int:
-    """The number of samples played, of which no more are played for a while."""
-    page.wait_for_timeout(100)
-    assert page.evaluate("classroom.peak") == 0
-    played: int = page.evaluate("classroom.playedSamples")
-    page.wait_for_timeout(300)
-    assert page.evaluate("classroom.playedSamples") == played
-    return played
+    """The number of samples played; the sound falls silent at once, and no more are played."""
+    let_sound_go_on(page, 0.1)
+    silent, played = page.evaluate("[classroom.peak === 0, classroom.playedSamples]")
+    assert silent
+    let_sound_go_on(page, 0.5)
+    assert page.evaluate("[classroom.peak, classroom.playedSamples]") == [0, played]
+    return int(played)
+
+
+def let_sound_go_on(page: Page, seconds: float) -> None:
+    """Wait by the clock of the audio thread, which tells what that has had the time to do."""
+    start = page.evaluate("classroom.output.currentTime")
+    until(page, f"classroom.output.currentTime > {start + seconds}")

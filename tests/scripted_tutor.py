@@ -40,9 +40,11 @@ class ScriptedTutor:
         """The messages of the page, in order, over all its connections."""
         self.sound: list[bytes] = []
         """The binary frames of the page."""
+        self.sound_at: list[float] = []
+        """When each of them came, in seconds of the monotonic clock."""
         self.connections = 0
         self.refusing: HTTPStatus | None = None
-        """What handshakes are answered with instead of a connection."""
+        """What handshakes are answered with instead of a connection; 503 is not ready either."""
         self.answers_pings = True
         self.forgets = False
         """Whether the numbers from before are no longer known to a client that returns."""
@@ -166,14 +168,13 @@ class ScriptedTutor:
 
     def converse(self, connection: ServerConnection) -> None:
         try:
-            first = json.loads(connection.recv(timeout=0.2))
-        except TimeoutError:
-            first = {"type": ""}
+            first = json.loads(connection.recv(timeout=10))
         except ConnectionClosed:
             return
+        assert first["type"] == "resume", first  # A page that a school opens says it at once.
         with self._lock:
             self.connections += 1
-            known = first["type"] == "resume" and not self.forgets
+            known = not self.forgets
             since = first["last_seq"] if known else self._seq
             connection.send(json.dumps(self._ready(since, known)))
             for seq, frame in self._kept:
@@ -193,10 +194,9 @@ class ScriptedTutor:
                 return
             if isinstance(frame, bytes):
                 self.sound.append(frame)
+                self.sound_at.append(time.monotonic())
                 return
             message = json.loads(frame)
-            if not message["type"]:
-                return
             self.received.append(message)
             if message["type"] == "ping" and self.answers_pings:
                 self.say("pong")
@@ -245,7 +245,9 @@ class ScriptedTutor:
                 return None
             return connection.respond(self.refusing, "no")
         if path == "/ready":
-            return connection.respond(HTTPStatus.OK, "{}")
+            starting = self.refusing is HTTPStatus.SERVICE_UNAVAILABLE
+            status = HTTPStatus.SERVICE_UNAVAILABLE if starting else HTTPStatus.OK
+            return connection.respond(status, "{}")
         file = WEB / ("index.html" if path == "/" else path.removeprefix("/classroom/"))
         if not file.is_file():
             return connection.respond(HTTPStatus.NOT_FOUND, "")

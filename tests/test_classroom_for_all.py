@@ -16,6 +16,7 @@ from tests.browser import (
     ask,
     fixtures,
     hear,
+    held,
     in_browser,
     sentences,
     session_id,
@@ -73,9 +74,33 @@ def test_a_stored_session_that_ended_is_replaced_without_a_word(classroom: Class
 def test_leaving_a_tutor_ends_the_session(classroom: Classroom) -> None:
     page = classroom.enter()
     left = session_id(page)
-    page.click("#change")
+    ending = held(page, f"**/v1/sessions/{left}", lambda: page.click("#change"))
+    assert page.is_hidden("#room")  # at once, however long the server takes
+    ending.continue_()
     page.wait_for_selector(".card")
     assert page.request.get(f"{classroom.url}/v1/sessions/{left}").status == 404
+
+
+@in_browser
+def test_a_session_of_a_closed_tab_makes_room_when_every_seat_is_taken(
+    classroom: Classroom,
+) -> None:
+    classroom.expected.append("503")
+    page = classroom.enter()
+    context, closed = page.context, session_id(page)
+    page.close()
+    page = context.new_page()
+    page.goto(classroom.url)
+    page.wait_for_selector(".card")
+    # A tab that only looks closed comes back: nothing ends its session for tidiness' sake.
+    assert page.request.get(f"{classroom.url}/v1/sessions/{closed}").status == 200
+    full = {"detail": "Maximum sessions (1) reached", "code": "session_limit"}
+    page.route("**/v1/sessions", lambda route: route.fulfill(status=503, json=full), times=1)
+    page.click(".card[data-tutor='1']")
+    page.wait_for_selector(f"{IDLE} #ask")
+    assert page.request.get(f"{classroom.url}/v1/sessions/{closed}").status == 404
+    page.click("#change")
+    page.wait_for_selector(".card")
 
 
 @in_browser

@@ -21,12 +21,14 @@ browser, server, classroom = fixtures
 def test_a_lost_line_comes_back_by_itself_and_nothing_is_doubled(
     classroom: LivePage, server: ScriptedTutor
 ) -> None:
-    classroom.expected.append("WebSocket connection")
+    classroom.expected += ["WebSocket connection", "status of 503"]
     page = classroom.live(server)
     begin_answer(page, server, 1)
+    server.refusing = HTTPStatus.SERVICE_UNAVAILABLE
     server.drop()
     page.wait_for_selector("#line:not([hidden])")
     assert "reconnecting" in page.inner_text("#line")
+    server.refusing = None
     server.more(1, 1, 1)
     server.say("sources", turn_id="t1", passages=[])
     server.done(1)
@@ -45,7 +47,7 @@ def test_a_lost_line_comes_back_by_itself_and_nothing_is_doubled(
 
 @in_browser
 def test_what_is_typed_meanwhile_is_sent_later(classroom: LivePage, server: ScriptedTutor) -> None:
-    classroom.expected.append("WebSocket connection")
+    classroom.expected += ["WebSocket connection", "status of 503"]
     page = classroom.live(server)
     server.refusing = HTTPStatus.SERVICE_UNAVAILABLE
     server.drop()
@@ -92,7 +94,8 @@ def test_a_line_that_says_nothing_is_given_up(classroom: LivePage, server: Scrip
         """async (url) => {
           const { TutorClient } = await import('/classroom/tutor-client.js');
           window.events = [];
-          window.other = new TutorClient({ url, token: 'x', idleMs: 150, answerMs: 200 });
+          const patience = { idleMs: 150, answerMs: 1500 };
+          window.other = new TutorClient({ url, token: 'x', history: true, ...patience });
           for (const type of ['session.ready', 'pong', 'reconnecting', 'reconnected', 'close'])
             other.addEventListener(type, () => events.push(type));
         }""",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pytest
 
-from tests.browser import IDLE, ask, in_browser, until
+from tests.browser import IDLE, ask, in_browser, push_to_talk, until, watching
 from tests.live_page import TEXT, LivePage, begin_answer, fixtures, open_microphone, stands_still
 from tests.scripted_tutor import RATE, ScriptedTutor
 
@@ -56,23 +57,22 @@ def test_sound_goes_out_in_frames_of_20_ms_and_the_meter_moves(
 ) -> None:
     page = classroom.live(server)
     assert page.is_hidden("#level")
-    open_microphone(page)
-    assert page.is_visible("#level")
-    until(page, "classroom.level > 0.7")
-    level = "getComputedStyle(document.querySelector('#level')).getPropertyValue('--level')"
-    until(page, f"Number({level}) > 0.5")
+    shown = "getComputedStyle(document.querySelector('#level')).getPropertyValue('--level')"
+    with watching(page, f"[classroom.level, Number({shown})]"):
+        open_microphone(page)
+        assert page.is_visible("#level")
+        until(page, "watched.some(([heard, shown]) => heard > 0.7 && shown > 0.5)")
+    page.wait_for_timeout(1500)
     assert {len(frame) for frame in server.sound} == {640}
     samples = np.frombuffer(b"".join(server.sound), "<i2")
     assert np.abs(samples.astype(int)).max() > 1000
-    page.wait_for_timeout(500)
-    since = len(server.sound)
-    page.wait_for_timeout(1000)
-    assert 40 <= len(server.sound) - since <= 60
+    # Most stretches of 25 frames take half a second; one in which the machine stood still doesn't.
+    came = np.array(server.sound_at)
+    assert np.median(came[25:] - came[:-25]) == pytest.approx(0.5, abs=0.1)
     page.click("#talk")
     page.wait_for_selector(IDLE)
     assert page.get_attribute("#talk", "aria-pressed") == "false"
     server.wait_for("audio.clear")
-    page.wait_for_timeout(100)
     since = len(server.sound)
     page.wait_for_timeout(200)
     assert len(server.sound) == since
@@ -100,9 +100,7 @@ def test_closing_the_microphone_while_speaking_completes_the_question(
 @in_browser
 def test_push_to_talk_sends_when_it_is_let_go(classroom: LivePage, server: ScriptedTutor) -> None:
     page = classroom.live(server)
-    page.click("#microphone summary")
-    page.check("[name=microphone-mode][value=push]")
-    page.keyboard.press("Escape")
+    push_to_talk(page)
     assert page.evaluate("document.querySelector('#microphone').open") is False
     page.hover("#talk")
     page.mouse.down()
@@ -121,6 +119,28 @@ def test_push_to_talk_sends_when_it_is_let_go(classroom: LivePage, server: Scrip
     page.reload()
     page.wait_for_selector(IDLE)
     assert page.is_checked("[value=push]")
+
+
+@in_browser
+def test_a_tap_is_no_hold_where_the_page_is_busy(
+    classroom: LivePage, server: ScriptedTutor
+) -> None:
+    page = classroom.live(server)
+    push_to_talk(page)
+    page.evaluate(
+        """() => {
+          const key = (type) => new KeyboardEvent(type, { key: ' ' });
+          const [down, up] = [key('keydown'), key('keyup')];
+          const talk = document.querySelector('#talk');
+          talk.dispatchEvent(down);
+          for (const end = performance.now() + 500; performance.now() < end;);
+          talk.dispatchEvent(up);
+        }"""
+    )
+    page.wait_for_selector("html[data-activity=hearing] #talk[data-state=on]")
+    page.wait_for_timeout(500)
+    page.press("#talk", "Enter")
+    server.wait_for("audio.commit")
 
 
 @in_browser
@@ -146,18 +166,18 @@ def test_the_player_holds_still_and_goes_on_without_a_gap(
     classroom: LivePage, server: ScriptedTutor
 ) -> None:
     page = classroom.live(server)
-    begin_answer(page, server, 1.5)
+    begin_answer(page, server, 3)
     server.say("audio.paused", turn_id="t1")
     until(page, "classroom.held")
     played = stands_still(page)
-    assert 0 < played < 1.5 * RATE
+    assert 0 < played < 3 * RATE
     assert page.evaluate("classroom.mouth.open") < 0.05
     server.wait_until_heard(1, played / RATE * 1000, within=150)
     server.say("audio.resumed", turn_id="t1")
     server.done(1)
     page.wait_for_selector(IDLE)
-    assert page.evaluate("classroom.playedSamples") == 1.5 * RATE
-    server.wait_until_heard(1, 1500)
+    assert page.evaluate("classroom.playedSamples") == 3 * RATE
+    server.wait_until_heard(1, 3000)
 
 
 @in_browser
@@ -166,13 +186,13 @@ def test_an_interruption_by_voice_throws_the_rest_away_and_greys_it(
 ) -> None:
     page = classroom.live(server)
     open_microphone(page)
-    begin_answer(page, server, 4)
+    begin_answer(page, server, 12)
     server.say("audio.paused", turn_id="t1")
     server.say("transcription.delta", stable="wait", tentative="what")
     server.done(1, "interrupted", heard="A **loop** repeats")
     page.wait_for_selector(".answer[data-status=interrupted]")
     played = stands_still(page)
-    assert played < 2 * RATE
+    assert played < 10 * RATE
     server.wait_for("playback")
     server.wait_until_heard(1, played / RATE * 1000, within=150)
     grey = page.evaluate("[...document.querySelectorAll('.unheard')].map((e) => e.textContent)")
@@ -188,7 +208,7 @@ def test_an_interruption_by_voice_throws_the_rest_away_and_greys_it(
     page.wait_for_selector("html[data-activity=listening]")
     assert page.evaluate("classroom.playedSamples") == played + 0.5 * RATE
     server.wait_until_heard(2, 500)
-    assert server.heard_ms(1)[-1] < 2000
+    assert server.heard_ms(1)[-1] < 10_000
 
 
 @in_browser
@@ -206,6 +226,12 @@ def test_stop_reports_first_what_was_heard(classroom: LivePage, server: Scripted
     until(page, "document.querySelectorAll('.unheard').length > 0")
     assert stands_still(page) == played
     page.wait_for_selector(IDLE)
+    ask(page, "And a list?")
+    server.wait_for("text", 2)
+    server.answer(2, "A list holds values.", 0.5)
+    server.done(2)
+    server.wait_until_heard(2, 500)
+    assert page.evaluate("classroom.playedSamples") == played + 0.5 * RATE
 
 
 @in_browser

@@ -9,7 +9,7 @@
 import { bindMarkup, has, language, preferredLanguage, recall, remember, say, setLanguage, showOther } from './i18n.js';
 import { Player } from './player.js';
 import { Room } from './room.js';
-import { ApiError, createSession, endSession, engines, forget, givenSession, listTutors, readiness, sweepClosedTabs } from './session.js';
+import { ApiError, createSession, endSession, engines, forget, givenSession, listTutors, readiness } from './session.js';
 import { CLOSE, TutorClient } from './tutor-client.js';
 import { showLoading, showOpening, showProblem, showTutors } from './welcome.js';
 
@@ -35,7 +35,7 @@ window.classroom = Object.freeze({
   get peak() {
     return player.peak();
   },
-  /** State and sample rate of the sound output. */
+  /** State, sample rate and clock of the sound output. */
   get output() {
     return player.output;
   },
@@ -58,7 +58,6 @@ async function start() {
   bindMarkup();
   wireHeader();
   view('welcome');
-  await sweepClosedTabs().catch(() => {}); // Tidying up must not keep anyone out.
   try {
     session = givenSession();
   } catch {
@@ -238,6 +237,8 @@ function wireHeader() {
     room.leave();
     const left = session;
     session = null;
+    view('welcome');
+    showOpening(welcome);
     await endSession(left);
     await choose();
   });

@@ -59,7 +59,8 @@ export class Microphone extends EventTarget {
       const sampleRate = await this.#capture(stream);
       return opening === this.#opening ? { sampleRate } : null;
     } catch (error) {
-      if (opening === this.#opening) this.close(); // or its sign would stay on
+      if (opening !== this.#opening) return null; // Being closed on the way may be an error to the browser.
+      this.close(); // or its sign would stay on
       throw error;
     }
   }

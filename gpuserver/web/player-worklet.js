@@ -45,10 +45,10 @@ class SpeechPlayer extends AudioWorkletProcessor {
     if (!this.waiting) this.drained();
   }
 
-  /** Stops at once; nothing is reported, because who stops it knows. */
+  /** Stops at once. */
   flush() {
     if (this.flowing && this.gain > 0) this.flushing = true;
-    else this.clear();
+    else this.stopped();
   }
 
   /** Holds still without dropping anything. */
@@ -107,13 +107,13 @@ class SpeechPlayer extends AudioWorkletProcessor {
   }
 
   silenced() {
-    if (this.flushing) this.clear();
+    if (this.flushing) this.stopped();
     else this.report('held');
   }
 
   ranDry() {
     this.flowing = false;
-    if (this.flushing) this.clear();
+    if (this.flushing) this.stopped();
     else if (this.ended) this.drained();
     else this.headroom = HEADROOM_AFTER_HOLE_S;
   }
@@ -121,6 +121,12 @@ class SpeechPlayer extends AudioWorkletProcessor {
   drained() {
     this.clear();
     this.report('drained');
+  }
+
+  /** Who stops it knows; what was played since the last report counts as well. */
+  stopped() {
+    this.clear();
+    this.report('stopped');
   }
 
   report(is) {

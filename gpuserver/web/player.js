@@ -140,9 +140,11 @@ export class Player extends EventTarget {
     return this.#playedBefore + this.#total;
   }
 
-  /** The context's state and rate; null before the first gesture. */
+  /** The context's state, rate and clock in seconds; null before the first gesture. */
   get output() {
-    return this.#context && { state: this.#context.state, sampleRate: this.#context.sampleRate };
+    if (!this.#context) return null;
+    const { state, sampleRate, currentTime } = this.#context;
+    return { state, sampleRate, currentTime };
   }
 
   #open(sampleRate) {

@@ -40,7 +40,11 @@ export async function readiness() {
 
 /** Makes a session with a tutor and keeps it for reloads. @param {number} tutorId @returns {Promise<Session>} */
 export async function createSession(tutorId) {
-  const made = await call('v1/sessions', 'POST', { tutor_id: tutorId, student_id: 1 });
+  const create = () => call('v1/sessions', 'POST', { tutor_id: tutorId, student_id: 1 });
+  const made = await create().catch(async (error) => {
+    if (error.code !== 'session_limit' || !(await endThoseOfClosedTabs())) throw error;
+    return create();
+  });
   const session = { url: made.engine_url, token: made.engine_token, id: made.session_id, tutorId };
   store(session);
   remember([...remembered(), session.id]);
@@ -63,7 +67,11 @@ export async function endSession(session) {
  */
 export function givenSession() {
   const given = new URLSearchParams(location.hash.slice(1));
-  if (!given.has('engine_url') && !given.has('token')) return stored();
+  if (!given.has('engine_url') && !given.has('token')) {
+    const kept = stored();
+    if (kept?.id) hold(kept.id);
+    return kept;
+  }
   history.replaceState(null, '', location.pathname + location.search);
   const url = new URL(given.get('engine_url') ?? '');
   if (!/^wss?:$/.test(url.protocol) || !given.get('token')) throw new TypeError('not a session');
@@ -90,20 +98,20 @@ export function forget(session) {
 }
 
 /**
- * Ends sessions of tabs that were closed, so that they don't fill the classroom until they expire.
- * A tab holds a lock named after its session while it lives.
+ * Ends sessions of tabs that were closed; gives how many there were. Only for want of a seat: a tab that
+ * is being reloaded, or that the browser has put to sleep, looks closed and comes back.
  */
-export async function sweepClosedTabs() {
-  const own = stored()?.id;
-  if (own) hold(own);
-  if (!navigator.locks || !remembered().length) return;
-  const { held = [] } = await navigator.locks.query();
+async function endThoseOfClosedTabs() {
+  const { held = [] } = (await navigator.locks?.query().catch(() => null)) ?? { held: null };
+  if (!held) return 0;
   const alive = new Set(held.map((lock) => lock.name));
-  const gone = remembered().filter((id) => id !== own && !alive.has(LOCK + id));
+  const gone = remembered().filter((id) => !alive.has(LOCK + id));
   remember(remembered().filter((id) => !gone.includes(id)));
   await Promise.allSettled(gone.map((id) => call(`v1/sessions/${id}`, 'DELETE')));
+  return gone.length;
 }
 
+/** A tab holds a lock named after its session while it lives. */
 function hold(id) {
   navigator.locks?.request(LOCK + id, { mode: 'shared' }, () => new Promise(() => {}));
 }

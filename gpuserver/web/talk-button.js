@@ -11,7 +11,7 @@ const TAP_MS = 350;
 export class TalkButton {
   #button;
   #on;
-  #pressedAt = 0;
+  #pressedAt = null; // by the events' own clock: a busy page hears of them late
   #startedByThisPress = false;
   #space = false;
 
@@ -24,26 +24,26 @@ export class TalkButton {
     this.#button = button;
     this.#on = on;
     button.addEventListener('pointerdown', (event) => this.#onPointerDown(event));
-    button.addEventListener('pointerup', () => this.#release());
-    button.addEventListener('pointercancel', () => this.#release());
+    button.addEventListener('pointerup', (event) => this.#release(event));
+    button.addEventListener('pointercancel', (event) => this.#release(event));
     button.addEventListener('click', (event) => this.#onClick(event));
     button.addEventListener('keydown', (event) => this.#onKey(event));
     button.addEventListener('keyup', (event) => this.#onKeyUp(event));
-    button.addEventListener('blur', () => this.#onBlur());
+    button.addEventListener('blur', (event) => this.#onBlur(event));
     // A long press on a phone is talking here, not asking for a menu.
     button.addEventListener('contextmenu', (event) => event.preventDefault());
   }
 
-  #press() {
-    this.#pressedAt = performance.now();
+  #press({ timeStamp }) {
+    this.#pressedAt = timeStamp;
     this.#startedByThisPress = !this.#on.active();
     if (this.#startedByThisPress) this.#on.begin();
   }
 
-  #release() {
-    if (!this.#pressedAt) return;
-    const held = performance.now() - this.#pressedAt;
-    this.#pressedAt = 0;
+  #release({ timeStamp }) {
+    if (this.#pressedAt === null) return;
+    const held = timeStamp - this.#pressedAt;
+    this.#pressedAt = null;
     // A short first press goes on recording; its second press, or the end of a hold, sends.
     if (!this.#startedByThisPress || held >= TAP_MS) this.#on.finish();
   }
@@ -56,7 +56,7 @@ export class TalkButton {
   #onPointerDown(event) {
     if (event.button !== 0 || !this.#on.held()) return;
     this.#button.setPointerCapture(event.pointerId); // The finger may slide off while talking.
-    this.#press();
+    this.#press(event);
   }
 
   #onClick(event) {
@@ -68,7 +68,7 @@ export class TalkButton {
   #onKey(event) {
     if (event.key === 'Escape' && this.#on.active() && this.#on.held()) {
       event.stopPropagation();
-      this.#pressedAt = 0;
+      this.#pressedAt = null;
       this.#space = false;
       this.#on.discard();
     }
@@ -76,19 +76,19 @@ export class TalkButton {
     event.preventDefault();
     if (event.repeat || this.#space) return;
     this.#space = true;
-    this.#press();
+    this.#press(event);
   }
 
   #onKeyUp(event) {
     if (event.key !== ' ' || !this.#space) return;
     event.preventDefault(); // or the browser would click as well
     this.#space = false;
-    this.#release();
+    this.#release(event);
   }
 
-  #onBlur() {
+  #onBlur(event) {
     if (!this.#space) return;
     this.#space = false;
-    this.#release();
+    this.#release(event);
   }
 }

@@ -292,8 +292,10 @@ export class TutorClient extends EventTarget {
     this.#retry = setTimeout(() => this.reconnect(), wait);
     this.#emit('reconnecting', { code, attempt, in_ms: Math.round(wait) });
     if (opened) return;
-    this.#refusals += await refusal(this.#session.url);
-    if (this.#refusals >= REFUSALS && !this.#socket && !this.#over) this.#end(code, reason, false);
+    const more = await refusal(this.#session.url);
+    if (this.#live || this.#over) return; // It has come back meanwhile.
+    this.#refusals += more;
+    if (this.#refusals >= REFUSALS && !this.#socket) this.#end(code, reason, false);
   }
 
   #end(code, reason, opened) {
