@@ -77,10 +77,10 @@ def hour_of_flac() -> bytes:
 def test_an_hour_in_a_small_file_stops_at_the_cap(make: Callable[[], bytes]) -> None:
     hour = make()
     assert len(hour) < 800_000
-    before, started = peak_memory(), time.monotonic()
+    before, started = peak_memory(), time.process_time()
     with pytest.raises(AudioTooLong, match="longer than 60 seconds"):
         decode(hour, LIMIT)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert peak_memory() - before < 50
 
 
@@ -154,10 +154,10 @@ def test_hundreds_of_tracks_cost_nothing() -> None:
             frame.sample_rate = 16_000
             frame.pts = 0
             file.mux(track.encode(frame))
-    started = time.monotonic()
+    started = time.process_time()
     with suppress(AudioInvalid):
         assert decode(out.getvalue(), LIMIT).seconds < 1
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_truncated_clip_gives_what_it_holds() -> None:

@@ -28,6 +28,7 @@ from tests.bystander import said
 from tests.chat_server import DONE, Answer, ChatServer, event, refusal, words
 from tests.conftest import uvicorn_on
 from tests.fakes import Cast, Clock
+from tests.leaping_loop import in_leaps
 
 REQUEST = Request((), "What is a list?", (), "en", adapter="/adapters/ada")
 NEVER = "never"
@@ -134,6 +135,7 @@ async def test_a_bug_is_not_hidden() -> None:
 # Hanging
 
 
+@in_leaps
 async def test_a_model_that_hangs_is_left_after_its_share() -> None:
     first = Model([[NEVER]])
     # The turn itself would give up after these 0.4 s.
@@ -143,6 +145,7 @@ async def test_a_model_that_hangs_is_left_after_its_share() -> None:
     assert first.running == 0
 
 
+@in_leaps
 async def test_one_that_waits_its_turn_or_thinks_does_not_hang() -> None:
     class Slow(Model):
         async def generate(self, request: Request) -> AsyncGenerator[Piece, None]:
@@ -156,6 +159,7 @@ async def test_one_that_waits_its_turn_or_thinks_does_not_hang() -> None:
     assert pieces[-2:] == [Delta("Yes."), Delta("After a while.")]
 
 
+@in_leaps
 async def test_a_line_that_speaks_seldom_is_no_model_that_hangs() -> None:
     class Busy(Model):
         async def generate(self, request: Request) -> AsyncGenerator[Piece, None]:
@@ -166,6 +170,7 @@ async def test_a_line_that_speaks_seldom_is_no_model_that_hangs() -> None:
     assert await ask(chain(Busy(), Model(), seconds=0.1)) == [Waiting(1, 5), Delta("Yes.")]
 
 
+@in_leaps
 async def test_the_last_model_has_the_time_that_is_left() -> None:
     waiting = asyncio.ensure_future(ask(chain(Model([[NEVER]]), Model([[NEVER]]), seconds=0.1)))
     await asyncio.sleep(0.3)
@@ -174,6 +179,7 @@ async def test_the_last_model_has_the_time_that_is_left() -> None:
     await asyncio.wait([waiting])
 
 
+@in_leaps
 async def test_one_that_hung_is_passed_over_for_a_while() -> None:
     clock = Clock()
     first = Model(otherwise=[NEVER])
@@ -189,6 +195,7 @@ async def test_one_that_hung_is_passed_over_for_a_while() -> None:
     assert await ask(llm) == [Delta("Better.")]
 
 
+@in_leaps
 async def test_one_that_fails_at_once_is_asked_each_time() -> None:
     first = Model(otherwise=[EngineFailed(engine="llm")])
     llm = chain(first, Model())
@@ -197,6 +204,7 @@ async def test_one_that_fails_at_once_is_asked_each_time() -> None:
     assert len(first.requests) == 3
 
 
+@in_leaps
 async def test_a_student_who_leaves_stops_the_model_and_not_the_trial() -> None:
     clock = Clock()
     first, second = Model([[NEVER]]), Model()
@@ -298,7 +306,7 @@ async def test_a_turn_is_answered_in_time_when_the_server_hangs(
     chat: ChatServer, tutor: Serve
 ) -> None:
     chat.otherwise = Answer([asyncio.Event()])
-    async with tutor(first_token_timeout_seconds=1.0) as url:
+    async with tutor(first_token_timeout_seconds=3.0) as url:
         async with student(url) as socket, student(url) as bystander:
             first, *others = await asyncio.gather(turn(socket), turn(bystander))
             for text, notices, done in (first, *others, await turn(socket)):

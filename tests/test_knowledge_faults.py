@@ -254,6 +254,7 @@ async def test_a_document_that_was_read_waits_for_a_file_that_nobody_may_read(
         await school.until(lambda: knowledge.document("physics", info.id).state == "reading")
         with held(folder):
             read.set()
+            await school.until(lambda: knowledge.document("physics", info.id).state == "indexing")
             await asyncio.sleep(0.3)
             assert knowledge.document("physics", info.id).state == "indexing"
         await school.indexed("physics")

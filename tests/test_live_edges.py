@@ -12,6 +12,7 @@ from gpuserver.errors import AudioInvalid, EngineBusy, PromptTooLong
 from gpuserver.microphone import Microphone
 from gpuserver.tutor.conversation import Exchange
 from tests.conftest import Serve
+from tests.fakes import Clock
 from tests.test_live_voice import LONG, answering, asked, collect, of, say, silence, sound, writing
 
 
@@ -116,13 +117,21 @@ async def test_questions_in_line_end_with_their_session(serve: Serve) -> None:
 
 @pytest.mark.slow
 async def test_a_session_in_which_somebody_speaks_does_not_expire(serve: Serve) -> None:
-    async with serve(session_timeout_seconds=1) as server, server.management() as management:
+    clock = Clock()
+    async with serve(clock, session_timeout_seconds=1) as server, server.management() as management:
         server.cast.asr.otherwise = "what is a list"
-        async with converse(await management.create_session()) as socket:
+        ticket = await management.create_session()
+        session = server.state.sessions.get(ticket.session_id)
+        async with converse(ticket) as socket:
             await socket.receive()
-            for _ in range(8):
-                await say(socket, sound(0.3))
-                await asyncio.sleep(0.3)
+            for _ in range(5):
+                clock.now += 0.7
+                await say(socket, sound(0.65))
+                async with asyncio.timeout(20):
+                    while session.expires_at < clock.now + 1:
+                        # How often it is recognised depends on how long that takes.
+                        await asyncio.sleep(0.02)
+                        await say(socket, sound(0.02))
             await say(socket, silence(1.0))
             assert (await collect(socket, "turn.done"))[-1]["status"] == "completed"
 

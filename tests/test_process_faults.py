@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -48,9 +50,17 @@ def ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
+def open_turn(folder: Path, ticket: Ticket) -> str | None:
+    """The turn that is not done yet, by what the server has on the disk."""
+    with closing(sqlite3.connect(folder / "data" / "sessions.db")) as db:
+        db.execute("PRAGMA query_only = ON")
+        rows = db.execute("SELECT open_turn FROM session WHERE id = ?", (ticket.session_id,))
+        return cast(str | None, rows.fetchone()[0])
+
+
 @pytest.mark.slow
 async def test_a_server_told_to_stop_tells_its_students_and_ends_in_time(tmp_path: Path) -> None:
-    grace = 1.0
+    grace = 3.0
     with running_server(tmp_path, SHUTDOWN_GRACE_SECONDS=str(grace)) as running:
         async with Management(running.url) as management:
             tickets = [await management.create_session() for _ in range(4)]
@@ -80,7 +90,8 @@ async def test_a_server_told_to_stop_tells_its_students_and_ends_in_time(tmp_pat
     done = [m for m in messages if m["type"] == "turn.done"]
     assert [m["status"] for m in done] == ["interrupted"]
     assert (messages[-1]["type"], messages[-1]["reason"]) == ("session.ending", "shutdown")
-    assert took < grace + 2, took
+    # Two graces, one after the other, would be too long; how soon it runs is the machine's affair.
+    assert took < 2 * grace, took
 
 
 @pytest.mark.slow
@@ -94,8 +105,7 @@ async def test_a_server_that_was_killed_comes_back_with_all_it_was_told(tmp_path
             first = await socket.turn()
             await socket.text(QUESTION)
             cut = [await socket.until("audio.delta")]
-            # What was written this long ago is on the disk.
-            await asyncio.sleep(0.2)
+            await eventually(lambda: open_turn(tmp_path, ticket) == "t2")
             os.kill(running.pid, signal.SIGKILL)
             messages, code = await rest_of(socket)
             cut += messages

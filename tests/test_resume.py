@@ -45,7 +45,8 @@ async def test_a_dropped_client_gets_each_missed_message_once_in_order(serve: Se
         server.cast.llm.scripts.append(["A list is ordered. " * 3, gate, words])
         ticket = await management.create_session()
         taken, last = await cut_mid_answer(ticket, gate)
-        await asyncio.sleep(0.4)
+        while server.state.sessions.get(ticket.session_id).seq == last:
+            await asyncio.sleep(0.01)
         async with converse(ticket) as socket:
             ready = await resumed(socket, last)
             assert (ready["resumed"], ready["seq"]) == (True, last)
@@ -147,13 +148,13 @@ async def test_a_second_socket_replaces_the_first_and_takes_the_answer_over(serv
 
 
 async def test_an_answer_goes_on_while_the_student_is_away_and_then_stops(serve: Serve) -> None:
-    async with serve(resume_grace_seconds=0.3) as server, server.management() as management:
+    async with serve(resume_grace_seconds=1.0) as server, server.management() as management:
         gate = asyncio.Event()
         server.cast.llm.scripts.append(["A list is ordered. " * 4, gate, "Never."])
         ticket = await management.create_session()
         taken, last = await cut_mid_answer(ticket, asyncio.Event())
         assert server.cast.llm.running == 1
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             while server.cast.llm.running:
                 await asyncio.sleep(0.02)
         async with converse(ticket) as socket:

@@ -101,7 +101,7 @@ async def test_a_closed_answer_is_stopped_in_the_engine(
         await asyncio.sleep(1.0)
     finally:
         engine.output_processor.process_outputs = process
-    assert before < 100
+    assert before < 1500
     assert len(made) <= before + 1
     assert engine.get_num_unfinished_requests() == 0
     assert vllm.llm.status().running == 0
@@ -123,7 +123,7 @@ async def test_a_student_who_leaves_the_line_holds_up_nobody(
     vllm: Vllm, adapters: Mapping[str, Path]
 ) -> None:
     first = [
-        asyncio.create_task(pieces(vllm, asking(adapter=adapters["ada"], max_tokens=100)))
+        asyncio.create_task(pieces(vllm, asking(adapter=adapters["ada"], max_tokens=250)))
         for _ in range(8)
     ]
     while vllm.llm.status().running < 8:
