@@ -204,15 +204,18 @@ def until(page: Page, expression: str, seconds: float = 15.0) -> Any:
 def until_true(page: Page, condition: Callable[[], bool], seconds: float = 15.0) -> None:
     """The page goes on until the test's own condition holds."""
     deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {seconds} s"
         page.wait_for_timeout(20)
-    assert condition()
 
 
 def held(
     page: Page, url: str, act: Callable[[], object] = lambda: None, times: int | None = None
 ) -> Route:
-    """The next call to an address, which the test answers when it likes; `act` brings it about."""
+    """The next call to an address, which the test answers when it likes; `act` brings it about.
+
+    Later calls to it are held too and never answered, but for the first `times`.
+    """
     calls: list[Route] = []
     page.route(url, lambda route: calls.append(route), times=times)
     act()

@@ -288,6 +288,28 @@ def test_the_player_takes_any_sample_rate(classroom: Classroom, rate: int) -> No
     assert np.median(heard / passed) == pytest.approx(1, abs=0.1)
 
 
+@in_browser
+def test_what_was_stopped_does_not_begin_again_with_an_answer_that_has_no_sound(
+    classroom: Classroom,
+) -> None:
+    page = classroom.open()
+    page.evaluate(
+        """async () => {
+          const { Player } = await import('/classroom/player.js');
+          window.player = new Player();
+          window.started = 0;
+          player.addEventListener('started', () => (started += 1));
+          const samples = Int16Array.from({ length: 64000 }, (_, i) => 12000 * Math.sin(i / 6));
+          player.play({ turnId: 't1', samples, sampleRate: 16000, offset: 0 });
+        }"""
+    )
+    until(page, "player.playing")
+    page.evaluate("player.flush(), player.end(), null")  # The next has ended before the fade.
+    stopped = page.evaluate("player.output.currentTime")
+    until(page, f"player.output.currentTime > {stopped + 0.2}")
+    assert page.evaluate("[started, player.playing]") == [1, False]
+
+
 # Safety
 
 

@@ -45,8 +45,9 @@ async def test_a_dropped_client_gets_each_missed_message_once_in_order(serve: Se
         server.cast.llm.scripts.append(["A list is ordered. " * 3, gate, words])
         ticket = await management.create_session()
         taken, last = await cut_mid_answer(ticket, gate)
-        while server.state.sessions.get(ticket.session_id).seq == last:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(20):
+            while server.state.sessions.get(ticket.session_id).seq == last:
+                await asyncio.sleep(0.01)
         async with converse(ticket) as socket:
             ready = await resumed(socket, last)
             assert (ready["resumed"], ready["seq"]) == (True, last)

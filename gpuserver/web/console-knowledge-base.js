@@ -23,8 +23,8 @@ export class OpenBase {
    * @param {(id: string) => HTMLElement} $
    * @param {{tell: (error: Refusal) => void, changed: () => Promise<void>,
    *   told: (base: import('./console-knowledge-server.js').Base) => void,
-   *   leaving: (kbId: string) => void, replace: (document: object) => void}} on
-   *   `changed`: a look is due; `told`: what has become of the course; `leaving`: it is being deleted
+   *   deleted: (kbId: string) => void, replace: (document: object) => void}} on
+   *   `changed`: a look is due; `told`: what has become of the course
    */
   constructor($, on) {
     this.$ = $;
@@ -128,9 +128,10 @@ export class OpenBase {
         await deleteDocument(id, document.id);
         if (id === this.id) this.list.drop(document.id);
       } else {
+        const events = this.#events;
         const again = await readAgain(id, document.id);
-        // A stream tells it too, and what has become of it since.
-        if (id === this.id && !this.#stream) this.list.put(again);
+        // The stream may have told it already, and what has become of it since.
+        if (id === this.id && events === this.#events) this.list.put(again);
       }
       await this.on.changed();
     });
@@ -142,9 +143,9 @@ export class OpenBase {
     if (!(await sure(this.$('sure'), 'manage.deleteBase', params))) return;
     this.rest();
     this.#going.add(id);
-    this.on.leaving(id);
     await attempted(this.on.tell, async () => {
       await deleteBase(id);
+      this.on.deleted(id);
       await this.on.changed();
     });
     this.#going.delete(id);

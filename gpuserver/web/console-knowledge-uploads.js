@@ -46,7 +46,7 @@ export class Uploads {
     this.#put(files.map((file) => ({ into, file, send: (what, told) => addDocument(into, what, told) })));
   }
 
-  /** Sends no more into a course, which is being deleted. @param {string} kbId */
+  /** Sends no more into a course, which was deleted. @param {string} kbId */
   forget(kbId) {
     this.#waiting = this.#waiting.filter(({ into }) => into !== kbId);
     this.#showRest();

@@ -33,7 +33,7 @@ export class Knowledge {
       tell,
       changed: () => this.look(),
       told: (base) => this.#told(base),
-      leaving: (kbId) => this.uploads.forget(kbId),
+      deleted: (kbId) => this.uploads.forget(kbId),
       replace: (document) => this.uploads.replace(document),
     });
     this.#wireForm();
@@ -53,6 +53,7 @@ export class Knowledge {
 
   async #lookOnce() {
     try {
+      // A change that the stream tells meanwhile may be undone by it, until the next look.
       this.#bases = await listBases();
     } catch (error) {
       if (!(error instanceof Refusal) || error.status === 401) throw error;

@@ -181,7 +181,7 @@ export class Player extends EventTarget {
 
   #onReport({ is, generation, turnId, position, total }) {
     this.#total = total;
-    if (generation !== this.#generation) return;
+    if (is === 'stopped' || generation !== this.#generation) return;
     if (turnId) this.#heard = { turnId, ms: (position / this.#context.sampleRate) * 1000 };
     if (is === 'drained') {
       const queued = this.#queued;

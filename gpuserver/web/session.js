@@ -10,6 +10,8 @@
 const STORED = 'classroom.session';
 const OWN = 'classroom.own';
 const LOCK = 'classroom.session.';
+/** So many sessions of its own a browser remembers; older ones will have expired. */
+const MOST = 20;
 
 /** A refusal of the REST API: `code` as in the server's errors, `unreachable` where none came. */
 export class ApiError extends Error {
@@ -47,7 +49,7 @@ export async function createSession(tutorId) {
   });
   const session = { url: made.engine_url, token: made.engine_token, id: made.session_id, tutorId };
   store(session);
-  remember([...remembered(), session.id]);
+  remember([...remembered(), session.id].slice(-MOST));
   hold(session.id);
   return session;
 }
@@ -102,10 +104,11 @@ export function forget(session) {
  * is being reloaded, or that the browser has put to sleep, looks closed and comes back.
  */
 async function endThoseOfClosedTabs() {
+  const known = remembered(); // those of before: another tab may be making one, and hold it a moment later
   const { held = [] } = (await navigator.locks?.query().catch(() => null)) ?? { held: null };
   if (!held) return 0;
   const alive = new Set(held.map((lock) => lock.name));
-  const gone = remembered().filter((id) => !alive.has(LOCK + id));
+  const gone = known.filter((id) => !alive.has(LOCK + id));
   remember(remembered().filter((id) => !gone.includes(id)));
   await Promise.allSettled(gone.map((id) => call(`v1/sessions/${id}`, 'DELETE')));
   return gone.length;

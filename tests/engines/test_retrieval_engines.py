@@ -389,7 +389,7 @@ def test_few_rows_may_have_codes(tmp_path: Path, rows: int) -> None:
 
 @pytest.mark.parametrize("damage", [np.nan, 1e20])
 def test_damaged_rows_do_not_hide_those_that_have_codes(large: FaissIndex, damage: float) -> None:
-    matrix = made.topics(20_000, 384)
+    matrix = made.topics(20_000, 384).copy()
     query = made.about(matrix[101:102], seed=2)[0]
     matrix[::200] = damage
     assert large.hold(matrix).cosines(query)[101] == pytest.approx(matrix[101] @ query, abs=1e-5)
